@@ -1,0 +1,27 @@
+"""Manifests, prompts, interleaving, batch planning and collation: tokens and lengths, no weights."""
+
+from torchtune_speech.data._manifest import (
+    AudioCut,
+    BadRow,
+    Sample,
+    data_fingerprint,
+    load_manifest,
+    resolve_audio,
+    sample_to_row,
+    samples_from_rows,
+    text_twin,
+    write_manifest,
+)
+
+__all__ = [
+    "AudioCut",
+    "BadRow",
+    "Sample",
+    "data_fingerprint",
+    "load_manifest",
+    "resolve_audio",
+    "sample_to_row",
+    "samples_from_rows",
+    "text_twin",
+    "write_manifest",
+]
