@@ -1,0 +1,48 @@
+"""Layers and tensor functions for packed utterances: no weights of their own kind, no recipes."""
+
+from torchtune_speech.modules._attention import (
+    PackedSelfAttention,
+    apply_rotary,
+    packed_attention,
+    rotary_angles,
+)
+from torchtune_speech.modules._ctc import ctc_greedy, ctc_loss_sum
+from torchtune_speech.modules._layers import (
+    Activation,
+    ConformerConvolution,
+    ConformerEncoderLayer,
+    FramewiseLayer,
+    TransformerEncoderLayer,
+    feed_forward,
+)
+from torchtune_speech.modules._packing import (
+    Packing,
+    length_groups,
+    pad_packed,
+    stack_packed,
+    stacked_length,
+    unpad,
+)
+from torchtune_speech.modules._spec_augment import spec_augment
+
+__all__ = [
+    "Activation",
+    "ConformerConvolution",
+    "ConformerEncoderLayer",
+    "FramewiseLayer",
+    "PackedSelfAttention",
+    "Packing",
+    "TransformerEncoderLayer",
+    "apply_rotary",
+    "ctc_greedy",
+    "ctc_loss_sum",
+    "feed_forward",
+    "length_groups",
+    "packed_attention",
+    "pad_packed",
+    "rotary_angles",
+    "spec_augment",
+    "stack_packed",
+    "stacked_length",
+    "unpad",
+]

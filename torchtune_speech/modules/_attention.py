@@ -1,0 +1,107 @@
+"""Bidirectional self-attention over packed utterances."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchtune_speech.modules._packing import Packing
+
+Rotary = tuple[Tensor, Tensor]
+
+
+def rotary_angles(positions_t: Tensor, head_dim: int, base: float = 10_000.0) -> Rotary:
+    """Cosines and sines of rotary position embeddings, for positions of any size.
+
+    They are computed where they are used: no table that ends somewhere, no buffer to restore
+    after building on the meta device.
+
+    Args:
+        positions_t: position of each frame in its utterance, shape ``[t]``.
+        head_dim: width of an attention head; even.
+        base: slowest wavelength is about ``2 * pi * base`` frames.
+
+    Returns:
+        Cosines and sines, each fp32 ``[t, head_dim / 2]``.
+
+    Source: RoFormer, https://arxiv.org/abs/2104.09864
+    """
+    exponents = torch.arange(0, head_dim, 2, device=positions_t.device) / head_dim
+    angles = positions_t[:, None] * base**-exponents
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x_thd: Tensor, rotary: Rotary) -> Tensor:
+    """Turn the two halves of each head by the angles of its position.
+
+    Args:
+        x_thd: queries or keys, shape ``[t, ..., head_dim]``.
+        rotary: what :func:`rotary_angles` returns.
+
+    Returns:
+        The same shape and dtype as ``x_thd``; computed in fp32.
+    """
+    shape = (x_thd.shape[0], *(1,) * (x_thd.ndim - 2), x_thd.shape[-1] // 2)
+    cos, sin = (table.view(shape) for table in rotary)
+    first, second = x_thd.chunk(2, dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.to(x_thd.dtype)
+
+
+def packed_attention(qkv_t3hd: Tensor, packing: Packing) -> Tensor:
+    """Scaled dot-product attention in which an utterance sees all of itself and nothing else.
+
+    Args:
+        qkv_t3hd: queries, keys and values, shape ``[t, 3, heads, head_dim]``.
+        packing: where the utterances lie.
+
+    Returns:
+        Shape ``[t, heads * head_dim]``.
+    """
+    if not packing.shapes:  # no frames: stay in the graph
+        return qkv_t3hd[:, 2].flatten(1)
+    outputs = []
+    for qkv, mask in zip(packing.pad(qkv_t3hd), packing.masks, strict=True):
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2))
+    return packing.unpad(outputs).flatten(1)
+
+
+class PackedSelfAttention(nn.Module):
+    """Multi-head self-attention, bidirectional within each utterance.
+
+    torchtune's ``MultiHeadAttention`` takes rows ``[b, s, d]``; here the projections run on the
+    packed frames, without padding, and only the attention itself sees padded groups. There is no
+    dropout on attention weights: it would rule out the fused kernels.
+
+    Args:
+        embed_dim: width of the frames.
+        num_heads: attention heads; divides ``embed_dim``.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``embed_dim``.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads
+        self.qkv_proj = nn.Linear(embed_dim, 3 * embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x_td: Tensor, packing: Packing, rotary: Rotary | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x_td (Tensor): packed frames, shape ``[t, embed_dim]``.
+            packing (Packing): where the utterances lie.
+            rotary (Rotary | None): angles of the positions; None for no rotary embedding.
+
+        Returns:
+        Shape ``[t, embed_dim]``.
+        """
+        qkv = self.qkv_proj(x_td).unflatten(-1, (3, self.num_heads, self.head_dim))
+        if rotary is not None:
+            qkv = torch.cat((apply_rotary(qkv[:, :2], rotary), qkv[:, 2:]), dim=1)
+        return self.output_proj(packed_attention(qkv, packing))

@@ -1,0 +1,84 @@
+"""Connectionist temporal classification over packed utterances."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchtune_speech.modules._packing import pad_packed
+
+
+def ctc_loss_sum(
+    logits_nv: Tensor,
+    lengths_u: Tensor,
+    targets_flat: Tensor,
+    target_lengths: Tensor,
+    blank: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """CTC loss, summed over the utterances that can hold their target.
+
+    An utterance needs a vector for every symbol and one more between equal neighbours. Those that
+    are too short add nothing to loss and gradient, instead of an infinite loss. The sum and the
+    count let the caller divide by the count over all accumulation steps and processes.
+
+    Args:
+        logits_nv: unnormalised scores, packed, ``[n, v]``; computed in fp32.
+        lengths_u: vectors of each utterance, ``[u]``, adding up to ``n``.
+        targets_flat: symbols of all targets, concatenated; none may be the blank.
+        target_lengths: symbols of each target, ``[u]``.
+        blank: id of the blank.
+
+    Returns:
+        Loss in nats summed over utterances (fp32, no dimension), and the number of utterances in
+        it; ``len(lengths_u)`` less that number is how many were skipped.
+
+    Source: Graves et al., https://www.cs.toronto.edu/~graves/icml_2006.pdf
+    """
+    device = logits_nv.device
+    if lengths_u.numel() == 0:
+        return logits_nv.float().sum(), torch.zeros((), dtype=torch.long, device=device)
+    padded, _ = pad_packed(logits_nv.float().log_softmax(-1), lengths_u)
+    lengths_u, targets_flat = lengths_u.to(device), targets_flat.to(device)
+    target_lengths = target_lengths.to(device)
+    losses_u = F.ctc_loss(
+        padded.transpose(0, 1),
+        targets_flat,
+        lengths_u,
+        target_lengths,
+        blank=blank,
+        reduction="none",
+        zero_infinity=True,
+    )
+    possible_u = lengths_u >= _vectors_needed(targets_flat, target_lengths)
+    return torch.where(possible_u, losses_u, 0.0).sum(), possible_u.sum()
+
+
+def _vectors_needed(targets_flat: Tensor, target_lengths: Tensor) -> Tensor:
+    """Shortest utterance that can hold each target: its symbols and the repeats among them."""
+    utterance = torch.repeat_interleave(target_lengths, output_size=targets_flat.numel())
+    repeats = (targets_flat[1:] == targets_flat[:-1]) & (utterance[1:] == utterance[:-1])
+    return target_lengths.index_add(0, utterance[1:], repeats.to(target_lengths.dtype))
+
+
+def ctc_greedy(logits_nv: Tensor, lengths_u: Tensor, blank: int = 0) -> list[list[int]]:
+    """Best symbol of every vector, repeats merged, blanks dropped.
+
+    Args:
+        logits_nv: scores, packed, ``[n, v]``.
+        lengths_u: vectors of each utterance, ``[u]``.
+        blank: id of the blank.
+
+    Returns:
+        The symbols of each utterance.
+
+    Example:
+        >>> logits = torch.eye(3)[[1, 1, 0, 1, 2, 2, 1]]
+        >>> ctc_greedy(logits, torch.tensor([4, 3]))
+        [[1, 1], [2, 1]]
+    """
+    lengths_u = lengths_u.to(logits_nv.device)
+    symbols_n = logits_nv.argmax(-1)
+    utterance_n = torch.repeat_interleave(lengths_u, output_size=len(symbols_n))
+    keep_n = symbols_n != blank
+    keep_n[1:] &= (symbols_n[1:] != symbols_n[:-1]) | (utterance_n[1:] != utterance_n[:-1])
+    counts_u = torch.zeros_like(lengths_u).index_add(0, utterance_n, keep_n.to(lengths_u.dtype))
+    return [part.tolist() for part in symbols_n[keep_n].split(counts_u.tolist())]
