@@ -1,0 +1,34 @@
+"""Scores of predictions: error rates, translations, answers, degenerate outputs, the report."""
+
+from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
+from torchtune_speech.evaluation._normalizers import (
+    NORMALIZERS,
+    Normalizer,
+    base_language,
+    normalizer,
+    split_words,
+)
+from torchtune_speech.evaluation._qa import UNANSWERABLE, answer_f1, exact_match, qa
+from torchtune_speech.evaluation._report import format_table, score
+from torchtune_speech.evaluation._translation import bleu_chrf, bleu_tokenizer
+from torchtune_speech.evaluation._wer import wer
+
+__all__ = [
+    "NORMALIZERS",
+    "UNANSWERABLE",
+    "Loop",
+    "Normalizer",
+    "answer_f1",
+    "base_language",
+    "bleu_chrf",
+    "bleu_tokenizer",
+    "exact_match",
+    "format_table",
+    "is_empty",
+    "normalizer",
+    "qa",
+    "repetition_loop",
+    "score",
+    "split_words",
+    "wer",
+]

@@ -1,0 +1,117 @@
+"""What is done to a text before it is compared: an error rate means nothing without its name."""
+
+import unicodedata
+from collections.abc import Callable
+from functools import lru_cache
+
+import regex
+from whisper_normalizer.basic import BasicTextNormalizer
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from torchtune_speech.errors import InputError, did_you_mean
+
+Normalizer = Callable[[str], str]
+
+NORMALIZERS = ("whisper", "basic", "none")
+
+# Scripts written without spaces between words: a character counts as a word.
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
+_WORD_CHARACTER = r"[\p{L}\p{M}\p{N}]"
+# Punctuation and symbols, but for an apostrophe between two letters ("don't", "l'acqua").
+_PUNCTUATION = regex.compile(
+    rf"(?<!{_WORD_CHARACTER})'|'(?!{_WORD_CHARACTER})|[[\p{{P}}\p{{S}}\p{{Cc}}]--[']]",
+    flags=regex.V1,
+)
+
+
+def base_language(lang: str) -> str:
+    """The language of a language tag, without script and region.
+
+    Args:
+        lang: a tag such as "de", "zh-CN" or "zh_Hant".
+
+    Returns:
+        The part before the first separator in lower case: "de", "zh".
+    """
+    return lang.replace("_", "-").split("-")[0].lower()
+
+
+def normalizer(name: str, lang: str = "en") -> Normalizer:
+    """The function that prepares a text of one language for comparison.
+
+    - "whisper": Whisper's normaliser, the one that the Instruction-following task uses. For
+      English it also spells out contractions, writes numbers in digits, unifies British and
+      American spelling and drops fillers ("uh"); for other languages it is Whisper's basic one
+      (lower case, no punctuation, nothing inside brackets).
+    - "basic": lower case, punctuation and symbols removed, whitespace folded; apostrophes inside
+      a word stay. The same for every language.
+    - "none": leading, trailing and repeated whitespace only.
+
+    Args:
+        name: "whisper", "basic" or "none".
+        lang: language of the text; matters to "whisper" only.
+
+    Returns:
+        A function from text to normalised text, without outer whitespace.
+
+    Raises:
+        InputError: for an unknown name.
+
+    Source: appendix C of https://arxiv.org/abs/2212.04356
+
+    Example:
+        >>> normalizer("whisper")("Mr. Smith's colour isn't twenty-five!")
+        'mister smith is color is not 25'
+        >>> normalizer("basic")("L'acqua, com'è?")
+        "l'acqua com'è"
+    """
+    if name not in NORMALIZERS:
+        raise InputError(
+            f"normalizer: unknown name {name!r}{did_you_mean(name, NORMALIZERS)}; "
+            f"choose from {', '.join(NORMALIZERS)}"
+        )
+    if name == "none":
+        return _fold_whitespace
+    if name == "basic":
+        return _basic
+    return _whisper(base_language(lang) == "en")
+
+
+def split_words(text: str) -> list[str]:
+    """The units that error rates, F1 and loops count: words, and single Chinese characters.
+
+    The script decides and not the language label, so an answer in the wrong language, or one that
+    mixes two scripts, is cut as its reader would cut it.
+
+    Args:
+        text: a text, normalised or not.
+
+    Returns:
+        Words as separated by whitespace; each Han, Hiragana or Katakana character on its own.
+
+    Example:
+        >>> split_words("用 Python 写的")
+        ['用', 'Python', '写', '的']
+    """
+    return regex.sub(f"({_UNSPACED})", r" \1 ", text).split()
+
+
+def join_unspaced(text: str) -> str:
+    """The text without whitespace next to characters of scripts that do not use it."""
+    return regex.sub(rf"\s*({_UNSPACED})\s*", r"\1", text)
+
+
+def _fold_whitespace(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _basic(text: str) -> str:
+    # Lower case twice: NFKC turns some caseless symbols (a bold capital A) into capital letters.
+    text = unicodedata.normalize("NFKC", text.lower()).lower().replace("\u2019", "'")
+    return _fold_whitespace(_PUNCTUATION.sub(" ", text))
+
+
+@lru_cache(maxsize=2)
+def _whisper(english: bool) -> Normalizer:
+    clean = EnglishTextNormalizer() if english else BasicTextNormalizer()
+    return lambda text: clean(text).strip()

@@ -1,0 +1,126 @@
+"""Answers to questions: exact match, token F1, and what is done with unanswerable questions."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import regex
+
+from torchtune_speech.evaluation._normalizers import base_language, normalizer, split_words
+from torchtune_speech.evaluation._wer import check_pairs
+
+# The answers that the IWSLT Instruction-following task expects to unanswerable questions.
+UNANSWERABLE: Mapping[str, str] = {
+    "en": "Not answerable.",
+    "de": "Nicht zu beantworten.",
+    "it": "Non è possibile rispondere.",
+    "zh": "无法回答。",
+}
+
+QA_SIGNATURE = "norm:squad|articles:en|zh:char"
+
+
+def qa(
+    references: Sequence[str],
+    predictions: Sequence[str],
+    langs: str | Sequence[str],
+    unanswerable: Mapping[str, str] = UNANSWERABLE,
+) -> dict[str, Any]:
+    """Accuracy and F1 of answers, in all and by language.
+
+    Both sides are normalised as for SQuAD: lower case, no punctuation, no English article.
+
+    Args:
+        references: right answers, one a question.
+        predictions: answers of the model, in the same order.
+        langs: language of the answers, one for all or one each.
+        unanswerable: language to the answer that a question without an answer should get; a
+            question whose reference is this answer counts as unanswerable.
+
+    Returns:
+        ``accuracy`` (exact match), ``f1`` (token overlap, mean over questions),
+        ``unanswerable_accuracy`` and ``answerable_accuracy`` (exact match on the two kinds of
+        question; None without such a question) as fractions, ``n``, ``n_unanswerable``; the same
+        again under each language.
+
+    Raises:
+        InputError: if the numbers of texts differ or there are none.
+
+    Example:
+        >>> qa(["The garden", "Not answerable."], ["garden.", "In May"], "en")["accuracy"]
+        0.5
+    """
+    check_pairs(references, predictions)
+    langs = [langs] * len(references) if isinstance(langs, str) else list(langs)
+    rows = list(zip(references, predictions, langs, strict=True))
+    report = _qa_of(rows, unanswerable)
+    for lang in dict.fromkeys(langs):
+        report[lang] = _qa_of([row for row in rows if row[2] == lang], unanswerable)
+    return report
+
+
+def exact_match(reference: str, prediction: str, lang: str = "en") -> bool:
+    """Whether two answers are the same after normalisation.
+
+    Args:
+        reference: right answer.
+        prediction: answer of the model.
+        lang: language of the answer.
+
+    Returns:
+        True when equal.
+    """
+    return _normalize(reference, lang) == _normalize(prediction, lang)
+
+
+def answer_f1(reference: str, prediction: str, lang: str = "en") -> float:
+    """Overlap of two answers in words (characters in Chinese), as for SQuAD.
+
+    Args:
+        reference: right answer.
+        prediction: answer of the model.
+        lang: language of the answer.
+
+    Returns:
+        Harmonic mean of precision and recall of the words, 0 to 1.
+
+    Source: https://arxiv.org/abs/1606.05250
+    """
+    right = split_words(_normalize(reference, lang))
+    given = split_words(_normalize(prediction, lang))
+    if not right or not given:
+        return float(right == given)
+    return 2 * sum((Counter(right) & Counter(given)).values()) / (len(right) + len(given))
+
+
+def _qa_of(rows: list[tuple[str, str, str]], unanswerable: Mapping[str, str]) -> dict[str, Any]:
+    matches = [exact_match(*row) for row in rows]
+    refusals = [_is_unanswerable(reference, lang, unanswerable) for reference, _, lang in rows]
+    return {
+        "accuracy": fmean(matches),
+        "f1": fmean(answer_f1(*row) for row in rows),
+        "unanswerable_accuracy": _mean(m for m, r in zip(matches, refusals, strict=True) if r),
+        "answerable_accuracy": _mean(m for m, r in zip(matches, refusals, strict=True) if not r),
+        "n": len(rows),
+        "n_unanswerable": sum(refusals),
+    }
+
+
+def _is_unanswerable(reference: str, lang: str, unanswerable: Mapping[str, str]) -> bool:
+    phrase = unanswerable.get(base_language(lang))
+    return phrase is not None and exact_match(phrase, reference, lang)
+
+
+def _mean(values: Any) -> float | None:
+    values = list(values)
+    return fmean(values) if values else None
+
+
+def _normalize(text: str, lang: str) -> str:
+    # An answer may be all punctuation or a bare article (option "A"): it must not become equal to
+    # an empty prediction.
+    text = normalizer("basic")(text) or text.strip()
+    if base_language(lang) == "en":
+        text = " ".join(regex.sub(r"\b(a|an|the)\b", " ", text).split()) or text
+    return text
