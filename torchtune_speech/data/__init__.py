@@ -1,4 +1,4 @@
-"""Manifests, prompts, interleaving, batch planning and collation: tokens and lengths, no weights."""
+"""Manifests, prompts, interleaving, batch planning, collation: tokens and lengths, no weights."""
 
 from torchtune_speech.data._manifest import (
     AudioCut,
