@@ -1,0 +1,265 @@
+"""Speech encoder of SeamlessM4T-v2, read from Hugging Face files without the rest of the model."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from torchtune_speech.encoders._filter_bank import FilterBankEncoder
+from torchtune_speech.errors import InputError
+
+PREFIX = "speech_encoder."
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+
+
+class SeamlessM4TV2Encoder(nn.Module):
+    """Frames of a layer of SeamlessM4T-v2's speech encoder, before its length adaptor.
+
+    Waveforms of any lengths are sorted, batched up to ``max_batch_seconds`` with padding, and
+    encoded under a mask; each gets the frames that it would get alone.
+
+    Barrault et al. 2023, https://arxiv.org/abs/2312.05187
+
+    Args:
+        feature_projection: from filter bank to the encoder's width.
+        encoder: the Conformer stack, ending with the wanted layer (and the final norm or none).
+        fingerprint: what :meth:`fingerprint` returns.
+        max_batch_seconds: seconds of audio in a batch at most, padding included. A longer
+            waveform is encoded alone.
+    """
+
+    def __init__(
+        self,
+        feature_projection: nn.Module,
+        encoder: nn.Module,
+        fingerprint: dict[str, Any],
+        max_batch_seconds: float,
+    ) -> None:
+        super().__init__()
+        self.feature_projection = feature_projection
+        self.encoder = encoder
+        device = next(encoder.parameters()).device
+        self.filter_bank = FilterBankEncoder(device=device)
+        self.sampling_rate = self.filter_bank.sampling_rate
+        self.dim: int = fingerprint["dim"]
+        self.frames_per_second: float = fingerprint["frames_per_second"]
+        self.max_batch_samples = max_batch_seconds * self.sampling_rate
+        self._fingerprint = fingerprint
+        self.eval().requires_grad_(False)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the values of the frames."""
+        return dict(self._fingerprint)
+
+    @torch.inference_mode()
+    def forward(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """Encode waveforms.
+
+        Args:
+            waveforms: 1-D float tensors at 16 kHz, full scale is 1.0.
+
+        Returns:
+            One tensor [frames, dim] per waveform, in the same order and in the encoder's dtype,
+            with as many frames as :class:`FilterBankEncoder` gives.
+
+        Raises:
+            InputError: if a waveform is not 1-D or has no samples.
+        """
+        frames: dict[int, Tensor] = {}
+        batch: list[int] = []
+        for number in sorted(range(len(waveforms)), key=lambda n: -len(waveforms[n])):
+            longest = len(waveforms[batch[0]]) if batch else 0
+            if (len(batch) + 1) * longest > self.max_batch_samples:
+                frames |= self._encode(waveforms, batch)
+                batch = []
+            batch.append(number)
+        if batch:
+            frames |= self._encode(waveforms, batch)
+        return [frames[number] for number in range(len(waveforms))]
+
+    def _encode(self, waveforms: Sequence[Tensor], batch: list[int]) -> dict[int, Tensor]:
+        features = self.filter_bank([waveforms[number] for number in batch])
+        lengths = torch.tensor([len(f) for f in features], device=features[0].device)
+        padded = pad_sequence(features, batch_first=True)
+        mask = torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]
+        hidden = self.encoder(self.feature_projection(padded), attention_mask=mask)
+        # Copies, so that one long utterance does not keep the whole batch in memory.
+        return {n: h[: len(f)].clone() for n, h, f in zip(batch, hidden, features, strict=True)}
+
+
+def seamless_m4t_v2_encoder(
+    path: str | os.PathLike[str],
+    layer: int = 24,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    max_batch_seconds: float = 240.0,
+) -> SeamlessM4TV2Encoder:
+    """Load the speech encoder of SeamlessM4T-v2; text decoder, vocoder and adaptor stay on disk.
+
+    Reads ``config.json`` and, of the safetensors files, only the tensors of the layers that are
+    used. From the Hub only the shards that hold such tensors are downloaded.
+
+    Args:
+        path: folder in Hugging Face format, or an id on the Hub.
+        layer: the frames are the output of this layer, counted from 1. The last one (24) is taken
+            after the stack's final norm, an earlier one is the raw output of its layer.
+        dtype: of the computation and of the frames: a torch dtype, "fp32" or "bf16".
+        device: where to compute.
+        max_batch_seconds: seconds of audio encoded at once, padding included. Memory for
+            attention grows with the square of the longest waveform: cut recordings to a minute or
+            so.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        InputError: if the path is no SeamlessM4T-v2 with safetensors, or has no such layer.
+
+    Example:
+        >>> encoder = seamless_m4t_v2_encoder("facebook/seamless-m4t-v2-large", layer=24)
+        >>> encoder([load_audio("talk.wav")])[0].shape
+        torch.Size([149, 1024])
+    """
+    # Slow to import, and not needed by those who use the filter bank.
+    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import (
+        SeamlessM4Tv2SpeechEncoder,
+    )
+
+    path = os.fspath(path)
+    config = _load_config(path)
+    last = config.speech_encoder_layers
+    if not 1 <= layer <= last:
+        raise InputError(f"{path}: layer is {layer}; the speech encoder has layers 1 to {last}")
+    config.speech_encoder_layers = layer
+    config.add_adapter = False
+    with torch.device("meta"):
+        model = SeamlessM4Tv2SpeechEncoder(config)
+    modules = nn.ModuleDict(
+        {"feature_projection": model.feature_projection, "encoder": model.encoder}
+    )
+    if layer < last:
+        modules["encoder"].layer_norm = nn.Identity()
+    digest = _load_weights(path, modules, _dtype(dtype), torch.device(device))
+    fingerprint = {
+        "encoder": "seamless_m4t_v2",
+        "id": Path(path).resolve().name if Path(path).is_dir() else path,
+        "weights": digest,
+        "layer": layer,
+        "after_final_norm": layer == last,
+        "dim": config.hidden_size,
+        "frames_per_second": 50.0,
+    }
+    return SeamlessM4TV2Encoder(
+        modules["feature_projection"], modules["encoder"], fingerprint, max_batch_seconds
+    )
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in names:
+        raise InputError(f"dtype: {dtype!r} is not known; use one of {', '.join(names)}")
+    return names[dtype]
+
+
+def _file(path: str, name: str) -> Path | None:
+    """A file of a model folder or of a model on the Hub; None if the model has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    if Path(path).is_dir():
+        file = Path(path) / name
+        return file if file.is_file() else None
+    try:
+        return Path(hf_hub_download(path, name))
+    except EntryNotFoundError as error:
+        # Its subclass says that the file is not in the cache and the Hub cannot be reached.
+        if type(error) is not EntryNotFoundError and isinstance(error, FileNotFoundError):
+            raise _no_model(path) from error
+        return None
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise _no_model(path) from error
+
+
+def _no_model(path: str) -> InputError:
+    return InputError(
+        f"{path}: no such folder, nor a model that can be downloaded from the Hugging Face Hub; "
+        "download facebook/seamless-m4t-v2-large and give its folder"
+    )
+
+
+def _load_config(path: str) -> Any:
+    """Configuration of the model, checked to be one that this encoder can read."""
+    from transformers import SeamlessM4Tv2Config
+
+    file = _file(path, "config.json")
+    if file is None:
+        raise InputError(f"{path}: no config.json in it; give a folder in Hugging Face format")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        model_type = values.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file}: not readable ({error}); download it again") from error
+    if model_type != "seamless_m4t_v2":
+        raise InputError(
+            f"{file}: model_type is {model_type!r}; this encoder reads seamless_m4t_v2"
+        )
+    config = SeamlessM4Tv2Config.from_dict(values)
+    if config.feature_projection_input_dim != 160:
+        raise InputError(
+            f"{file}: feature_projection_input_dim is {config.feature_projection_input_dim}; the "
+            "filter bank gives 160"
+        )
+    return config
+
+
+def _load_weights(path: str, modules: nn.Module, dtype: torch.dtype, device: torch.device) -> str:
+    """Fill modules on the meta device with the weights of a model; return their digest."""
+    names = sorted(modules.state_dict())
+    files = _files_of_tensors(path, names)
+    digest = hashlib.sha256()
+    weights = {}
+    opened: dict[Path, Any] = {}
+    try:
+        for name in names:
+            file = files[name]
+            if file not in opened:
+                opened[file] = safe_open(file, framework="pt")
+            tensor = opened[file].get_tensor(PREFIX + name)
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+            weights[name] = tensor.to(device, dtype, copy=True)
+        modules.load_state_dict(weights, assign=True)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path}: {PREFIX}* not readable ({reason}); download it again") from error
+    return digest.hexdigest()
+
+
+def _files_of_tensors(path: str, names: list[str]) -> dict[str, Path]:
+    """The safetensors file of each tensor; only files that are needed are looked for."""
+    index = _file(path, WEIGHTS_INDEX_FILE)
+    if index is not None:
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards = {name: weight_map[PREFIX + name] for name in names}
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{index}: {error} is not in it; download it again") from error
+    else:
+        shards = dict.fromkeys(names, WEIGHTS_FILE)
+    files = {shard: _file(path, shard) for shard in set(shards.values())}
+    missing = sorted(shard for shard, file in files.items() if file is None)
+    if missing:
+        raise InputError(
+            f"{path}: {missing[0]} is missing; give a folder with the weights as safetensors"
+        )
+    return {name: files[shard] for name, shard in shards.items() if files[shard] is not None}

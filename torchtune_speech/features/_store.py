@@ -1,0 +1,196 @@
+"""Reading a feature store."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from torchtune_speech.errors import InputError
+from torchtune_speech.features._average import average_frames, averaged_length
+
+FORMAT_VERSION = 1
+STORE_FILE = "store.json"
+INDEX_FILE = "index.parquet"
+SHARD_GLOB = "shard-*.safetensors"
+
+
+def read_store_info(path: str | Path) -> dict[str, Any]:
+    """Read and check ``store.json`` of a feature store.
+
+    Args:
+        path: folder of the store.
+
+    Returns:
+        ``{"format_version", "fingerprint", "dtype"}``.
+
+    Raises:
+        InputError: if the folder or the file is missing or unreadable, or was written by a newer
+            version of this package.
+    """
+    path = Path(path)
+    file = path / STORE_FILE
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; run extract_features to make a feature store")
+    if not file.is_file():
+        raise InputError(
+            f"{path}: not a feature store ({STORE_FILE} is missing); give the output_dir of an "
+            "extract_features run"
+        )
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+        version = info["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not readable ({error}); extract the features again") from error
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{file}: format_version is {version} but this version of torchtune-speech reads up "
+            f"to {FORMAT_VERSION}; upgrade torchtune-speech"
+        )
+    return info
+
+
+def check_fingerprint(expected: Mapping[str, Any], found: Mapping[str, Any], what: str) -> None:
+    """Refuse frames that another encoder, layer or averaging made.
+
+    Args:
+        expected: fingerprint that is needed, of a checkpoint say.
+        found: fingerprint that is there, of a feature store say.
+        what: what carries ``found``, the start of the error line; a path mostly.
+
+    Raises:
+        InputError: naming every field that differs, if any does.
+    """
+    fields = [f for f in {**expected, **found} if expected.get(f) != found.get(f)]
+    if fields:
+        differences = ", ".join(
+            f"{f} is {found.get(f)!r} where {expected.get(f)!r} is needed" for f in fields
+        )
+        raise InputError(
+            f"{what}: fingerprint does not fit: {differences}; use the feature store that belongs "
+            "to it, or extract the features again with these settings"
+        )
+
+
+class FeatureStore:
+    """Random access to the encoder frames of many utterances, memory-mapped.
+
+    Tensors are views of the shard files, no copy is made (unless frames are averaged at reading);
+    do not write to them. A store may be sent to worker processes by fork or by pickling: each
+    process opens shards for itself when it first needs them.
+
+    Args:
+        path: folder of the store, the ``output_dir`` of an ``extract_features`` run.
+        frame_average: average this many encoder frames into one. ``None`` (the default) takes the
+            frames as stored; a number asks for that averaging in total, which is done at reading
+            when the store holds single frames, and is refused when it holds other averages.
+
+    Raises:
+        InputError: if the folder is missing, is no store, is unfinished, comes from a newer
+            version, or holds other averages than ``frame_average``.
+
+    Example:
+        >>> store = FeatureStore("runs/nano/features")
+        >>> frames_td = store["train/00001.wav"]
+        >>> store.num_frames("train/00001.wav") == len(frames_td)
+        True
+    """
+
+    def __init__(self, path: str | Path, frame_average: int | None = None) -> None:
+        self.path = Path(path)
+        info = read_store_info(self.path)
+        stored_average = info["fingerprint"]["frame_average"]
+        self.frame_average = stored_average if frame_average is None else frame_average
+        if stored_average not in (1, self.frame_average):
+            raise InputError(
+                f"{self.path}: frame_average is {stored_average} in the store, so "
+                f"frame_average={frame_average} cannot be had from it; ask for {stored_average}, "
+                "or extract the features again with frame_average: 1"
+            )
+        self._average_now = self.frame_average // stored_average
+        self.dtype: str = info["dtype"]
+        self.fingerprint: dict[str, Any] = {
+            **info["fingerprint"],
+            "frame_average": self.frame_average,
+        }
+        self.dim: int = self.fingerprint["dim"]
+        self.frames_per_second: float = self.fingerprint["frames_per_second"] / self.frame_average
+        self._load_index()
+        self._open_shards: dict[int, Any] = {}
+
+    def _load_index(self) -> None:
+        file = self.path / INDEX_FILE
+        if not file.is_file():
+            raise InputError(
+                f"{self.path}: unfinished feature store ({INDEX_FILE} is missing); run "
+                "extract_features again with the same output_dir, it continues where it stopped"
+            )
+        try:
+            table = pq.read_table(file, columns=["id", "shard", "frames", "seconds"])
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{file}: not readable ({error}); run finalize again") from error
+        shards = table["shard"].combine_chunks().dictionary_encode()
+        self._shard_names: list[str] = shards.dictionary.to_pylist()
+        self._shards_n = shards.indices.to_numpy()
+        self._frames_n = table["frames"].to_numpy()
+        self._seconds_n = table["seconds"].to_numpy()
+        self._rows: dict[str, int] = {k: row for row, k in enumerate(table["id"].to_pylist())}
+
+    def __len__(self) -> int:
+        """Number of utterances."""
+        return len(self._rows)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the store holds frames under this key."""
+        return key in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the keys."""
+        return iter(self._rows)
+
+    def keys(self) -> list[str]:
+        """All keys, sorted."""
+        return list(self._rows)
+
+    def _row(self, key: str) -> int:
+        try:
+            return self._rows[key]
+        except KeyError:
+            raise InputError(
+                f"{self.path}: no features for {key!r}; run extract_features on the manifest that "
+                "names it, with this output_dir"
+            ) from None
+
+    def num_frames(self, key: str) -> int:
+        """Number of frames of an utterance as they are read, that is after averaging."""
+        return averaged_length(int(self._frames_n[self._row(key)]), self._average_now)
+
+    def seconds(self, key: str) -> float:
+        """Duration of the audio of an utterance in seconds (after any speed perturbation)."""
+        return float(self._seconds_n[self._row(key)])
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Frames of an utterance, shape [t, dim], in the dtype of the store.
+
+        Raises:
+            InputError: if the key is not in the store, or its shard is missing or damaged.
+        """
+        number = int(self._shards_n[self._row(key)])
+        try:
+            if number not in self._open_shards:
+                file = self.path / self._shard_names[number]
+                self._open_shards[number] = safe_open(file, framework="pt")
+            frames_td = self._open_shards[number].get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"{self.path / self._shard_names[number]}: cannot read {key!r} ({error}); run "
+                f"torchtune-speech verify {self.path}"
+            ) from error
+        return average_frames(frames_td, self._average_now)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for another process, which opens the shards for itself."""
+        return {**self.__dict__, "_open_shards": {}}

@@ -1,0 +1,261 @@
+"""Writing a feature store."""
+
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from torchtune_speech.errors import InputError
+from torchtune_speech.features._average import average_frames
+from torchtune_speech.features._store import (
+    FORMAT_VERSION,
+    INDEX_FILE,
+    SHARD_GLOB,
+    STORE_FILE,
+    check_fingerprint,
+    read_store_info,
+)
+from torchtune_speech.files import atomic_write, write_json
+
+# Keeps the header of a shard well under the 100 MB that safetensors allows.
+MAX_UTTERANCES_PER_SHARD = 100_000
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("shard", pa.string()),
+        ("frames", pa.int32()),
+        ("seconds", pa.float64()),
+        ("checksum", pa.uint32()),
+    ]
+)
+
+
+def tensor_checksum(tensor: Tensor) -> int:
+    """CRC-32 of the bytes of a tensor as they lie in the file."""
+    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy())
+
+
+def read_shard_index(file: Path) -> list[dict[str, Any]]:
+    """Rows of the index that a shard carries in its own header.
+
+    Args:
+        file: a shard.
+
+    Returns:
+        One row per utterance with the fields of ``index.parquet``.
+
+    Raises:
+        InputError: if the file is truncated or not a shard.
+    """
+    try:
+        with safe_open(file, framework="pt") as shard:
+            rows = json.loads(shard.metadata()["index"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{file}: not a readable shard ({error}); delete it and run extract_features again"
+        ) from error
+    return [
+        {"id": key, "shard": file.name, "frames": frames, "seconds": seconds, "checksum": checksum}
+        for key, (frames, seconds, checksum) in rows.items()
+    ]
+
+
+def stored_keys(path: str | Path) -> set[str]:
+    """Keys of all utterances in the complete shards of a store, finished or not.
+
+    Args:
+        path: folder of the store; need not exist.
+
+    Returns:
+        The keys; the empty set for a new store.
+
+    Raises:
+        InputError: if a shard is damaged.
+    """
+    return {
+        row["id"] for file in sorted(Path(path).glob(SHARD_GLOB)) for row in read_shard_index(file)
+    }
+
+
+def finalize_store(path: str | Path) -> int:
+    """Merge what the shards say of themselves into ``index.parquet``.
+
+    To be called once, when all processes have closed their writers. Until then the store counts
+    as unfinished and is refused by readers (or, when it was finished before, looks as it did).
+
+    Args:
+        path: folder of the store.
+
+    Returns:
+        The number of utterances in the store.
+
+    Raises:
+        InputError: if the store holds nothing, a shard is damaged, or a key occurs twice.
+    """
+    path = Path(path)
+    read_store_info(path)
+    rows = [row for file in sorted(path.glob(SHARD_GLOB)) for row in read_shard_index(file)]
+    if not rows:
+        raise InputError(f"{path}: no shards in this feature store; run extract_features again")
+    rows.sort(key=lambda row: row["id"])
+    for row, following in zip(rows, rows[1:], strict=False):
+        if row["id"] == following["id"]:
+            raise InputError(
+                f"{path}: {row['id']!r} is both in {row['shard']} and {following['shard']}; "
+                "delete one of the two and run extract_features again"
+            )
+    with atomic_write(path / INDEX_FILE) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), temporary)
+    return len(rows)
+
+
+class FeatureWriter:
+    """Writes the frames of utterances into shards of a feature store, one writer per process.
+
+    A shard is written aside and renamed when whole, and carries its part of the index in its own
+    header. So whenever the process is killed, only the utterances since the last whole shard are
+    lost, and the next run skips all others (see :func:`stored_keys`). When all processes are done,
+    one of them calls :func:`finalize_store`.
+
+    Args:
+        path: folder of the store; made if absent.
+        fingerprint: the encoder's fingerprint.
+        frame_average: how many neighbouring frames are averaged into one before storing.
+        dtype: dtype of the stored frames.
+        shard_mb: a shard is closed when it holds this many megabytes (1e6 bytes).
+        rank: number of this process; shards of different processes have different names.
+
+    Raises:
+        InputError: if the folder holds a store of another fingerprint or dtype.
+
+    Example:
+        >>> with FeatureWriter("features", encoder.fingerprint(), frame_average=3) as writer:
+        ...     writer.add("talk.wav", frames_td, seconds=12.5)
+        >>> finalize_store("features")
+        1
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        fingerprint: Mapping[str, Any],
+        frame_average: int = 1,
+        dtype: torch.dtype = torch.bfloat16,
+        shard_mb: float = 512,
+        rank: int = 0,
+    ) -> None:
+        self.path = Path(path)
+        self.frame_average = frame_average
+        self.dtype = dtype
+        self.rank = rank
+        self.bytes_written = 0
+        self._shard_bytes = int(shard_mb * 1e6)
+        self._tensors: dict[str, Tensor] = {}
+        self._index: dict[str, tuple[int, float, int]] = {}
+        self._pending_bytes = 0
+        self.fingerprint = {**fingerprint, "frame_average": frame_average}
+        self._open_store()
+        self._next_shard = self._first_free_number()
+
+    def _open_store(self) -> None:
+        dtype = str(self.dtype).removeprefix("torch.")
+        if (self.path / STORE_FILE).exists():
+            info = read_store_info(self.path)
+            check_fingerprint(self.fingerprint, info["fingerprint"], what=str(self.path))
+            if info["dtype"] != dtype:
+                raise InputError(
+                    f"{self.path}: dtype is {info['dtype']} in the store but {dtype} in the "
+                    "config; use the same dtype or another output_dir"
+                )
+            return
+        if any(self.path.glob(SHARD_GLOB)):
+            raise InputError(
+                f"{self.path}: has shards but no {STORE_FILE}; choose another output_dir or "
+                "delete the folder"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        info = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            "dtype": dtype,
+        }
+        write_json(self.path / STORE_FILE, info)
+
+    def _first_free_number(self) -> int:
+        pattern = re.compile(rf"shard-{self.rank:05d}-(\d+)\.safetensors")
+        numbers = [
+            int(m[1]) for f in self.path.glob(SHARD_GLOB) if (m := pattern.fullmatch(f.name))
+        ]
+        return max(numbers, default=-1) + 1
+
+    def add(self, key: str, frames_td: Tensor, seconds: float) -> None:
+        """Add the frames of one utterance; they are on disk when its shard is full or closed.
+
+        Args:
+            key: key of the utterance in the store.
+            frames_td: encoder frames before averaging, shape [t, d], on any device.
+            seconds: duration of the audio.
+
+        Raises:
+            ValueError: if the key was added before, or the frames have no or wrong dimensions.
+        """
+        if key in self._index:
+            raise ValueError(f"{key!r} was added before")
+        dim = self.fingerprint["dim"]
+        if frames_td.dim() != 2 or frames_td.shape[0] == 0 or frames_td.shape[1] != dim:
+            raise ValueError(f"{key!r}: expected frames [t, {dim}], got {list(frames_td.shape)}")
+        # A clone, since safetensors refuses views that share memory.
+        frames_td = average_frames(frames_td.detach(), self.frame_average)
+        frames_td = frames_td.to(self.dtype).cpu().clone(memory_format=torch.contiguous_format)
+        self._tensors[key] = frames_td
+        self._index[key] = (len(frames_td), float(seconds), tensor_checksum(frames_td))
+        self._pending_bytes += frames_td.nbytes
+        full = self._pending_bytes >= self._shard_bytes
+        if full or len(self._tensors) >= MAX_UTTERANCES_PER_SHARD:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since the last shard as a shard of its own."""
+        if not self._tensors:
+            return
+        name = f"shard-{self.rank:05d}-{self._next_shard:05d}.safetensors"
+        metadata = {"format": "pt", "index": json.dumps(self._index)}
+        with atomic_write(self.path / name) as temporary:
+            save_file(self._tensors, temporary, metadata=metadata)
+        self.bytes_written += self._pending_bytes
+        self._next_shard += 1
+        self._pending_bytes = 0
+        self._tensors, self._index = {}, {}
+
+    def discard_if_empty(self) -> None:
+        """Remove the folder again if it holds nothing but ``store.json``: no half-made store."""
+        if self.path.is_dir() and {f.name for f in self.path.iterdir()} <= {STORE_FILE}:
+            shutil.rmtree(self.path)
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write the last shard; after an error keep whole shards only."""
+        if kind is None:
+            self.flush()
+        else:
+            self.discard_if_empty()
