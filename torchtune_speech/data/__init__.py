@@ -12,10 +12,12 @@ from torchtune_speech.data._manifest import (
     text_twin,
     write_manifest,
 )
+from torchtune_speech.data._prompts import PromptTemplates
 
 __all__ = [
     "AudioCut",
     "BadRow",
+    "PromptTemplates",
     "Sample",
     "data_fingerprint",
     "load_manifest",

@@ -1,0 +1,442 @@
+"""Prompt templates: how a sample becomes chat messages."""
+
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torchtune.data import Message
+
+from torchtune_speech.data._manifest import SPEECH_TASKS, TEXT_TWIN_TASKS, Sample
+from torchtune_speech.errors import InputError, did_you_mean
+
+FIELDS = ("speech", "instruction", "source_text", "question", "choices")
+_QUESTION_TASKS = ("sqa", "qa")
+_FIELD = re.compile(r"\{(\w+)\}")
+_TEMPLATES = Path(__file__).parent / "templates"
+
+# A template cut at its fields: literal text at even places, names of fields at odd places.
+Parts = list[str]
+
+
+class PromptTemplates:
+    """Wrapping and instructions that turn samples into chat messages.
+
+    The instruction is in the sample's target language; which one of a pool is a function of the
+    sample's id alone, so it is the same in every epoch and process, and for a text twin. A row's
+    own column ``instruction`` takes the place of the pool. The options of a multiple-choice
+    question go where ``{choices}`` stands, else to the end of the instruction, as lines
+    ``A. ...``, ``B. ...``.
+
+    What samples bring is put in as text in a single pass: braces and ``{speech}`` inside it are
+    only text.
+
+    Args:
+        wrapping: the user turn of speech samples (``"speech"``, with ``{speech}`` and
+            ``{instruction}``) and of text samples (``"text"``, with ``{source_text}`` and
+            ``{instruction}``).
+        instructions: task -> target language -> one template or a pool of them.
+        unanswerable: language -> answer to a question that the content does not answer.
+        origin: name of the template file, for error messages.
+
+    Raises:
+        InputError: for a template that lacks its field or has an unknown one.
+
+    Example:
+        >>> prompts = PromptTemplates.from_yaml("mcif_fixed")
+        >>> sample = Sample("1", "asr", "hello", (AudioCut("a.wav"),))
+        >>> [message.role for message in prompts.messages(sample)]
+        ['user', 'assistant']
+    """
+
+    def __init__(
+        self,
+        wrapping: Mapping[str, str],
+        instructions: Mapping[str, Mapping[str, str | list[str]]],
+        unanswerable: Mapping[str, str] | None = None,
+        origin: str = "templates",
+    ) -> None:
+        self.origin = origin
+        self._wrapping: dict[str, Parts] = {}
+        for kind in _section(wrapping, origin, "wrapping"):
+            if kind not in ("speech", "text"):
+                raise InputError(f"{origin}: unknown key wrapping.{kind}; use speech and text")
+            self._wrapping[kind] = _cut(wrapping[kind], f"{origin}: wrapping.{kind}")
+        self._pools: dict[str, dict[str, list[Parts]]] = {}
+        for task, languages in _section(instructions, origin, "instructions").items():
+            name = f"instructions.{task}"
+            self._pools[task] = {
+                language: _cut_pool(pool, f"{origin}: {name}.{language}")
+                for language, pool in _section(languages, origin, name).items()
+            }
+        self._unanswerable = dict(_section(unanswerable or {}, origin, "unanswerable"))
+        for language, text in self._unanswerable.items():
+            _check_text(text, f"{origin}: unanswerable.{language}")
+        self._check_fields()
+
+    @classmethod
+    def from_yaml(cls, name_or_path: str | os.PathLike[str]) -> "PromptTemplates":
+        """Read a template file.
+
+        Args:
+            name_or_path: a YAML file with ``wrapping``, ``instructions`` and ``unanswerable``, and
+                optionally ``extends``, the name or path of a set whose entries it replaces or
+                adds to; or the name of a packaged set: ``mcif_fixed``, ``mcif_mixed``,
+                ``nle_2026``. An existing file wins over a packaged name.
+
+        Returns:
+            The templates.
+
+        Raises:
+            InputError: for a file that is absent, is not YAML or has templates that do not work.
+        """
+        content = _read(name_or_path, seen=[])
+        return cls(
+            content.get("wrapping", {}),
+            content.get("instructions", {}),
+            content.get("unanswerable", {}),
+            origin=str(name_or_path),
+        )
+
+    @property
+    def tasks(self) -> dict[str, list[str]]:
+        """The tasks and the target languages of each."""
+        return {task: list(languages) for task, languages in self._pools.items()}
+
+    def pool(self, task: str, language: str) -> list[str]:
+        """Give the instructions that a task has in a language.
+
+        Args:
+            task: name of the task.
+            language: target language.
+
+        Returns:
+            The templates, with their fields in braces.
+
+        Raises:
+            InputError: for a task or language without a prompt.
+        """
+        return [_join(parts) for parts in self._find_pool(task, language, self.origin)]
+
+    def unanswerable(self, lang: str) -> str:
+        """Give the answer to a question that the content does not answer.
+
+        Args:
+            lang: language of the answer.
+
+        Returns:
+            The text.
+
+        Raises:
+            InputError: for a language without one.
+        """
+        if lang not in self._unanswerable:
+            raise InputError(
+                f"{self.origin}: no unanswerable.{lang}; add it to a template file of your own"
+            )
+        return self._unanswerable[lang]
+
+    def messages(self, sample: Sample, with_target: bool = True) -> list[Message]:
+        """Turn a sample into chat messages.
+
+        Args:
+            sample: the sample.
+            with_target: whether the answer is there, as in training; for generation it is not.
+
+        Returns:
+            Messages whose content is a list of ``{"type": "text", "content": str}`` and
+            ``{"type": "speech", "content": AudioCut.key}``. Assistant turns are supervised
+            (``masked=False``), others are not.
+
+        Raises:
+            InputError: for a sample that lacks what its prompt needs.
+        """
+        if with_target and not sample.target and not _ends_with_assistant(sample):
+            raise InputError(f"sample {sample.id!r}: no target to learn; add it to the manifest")
+        if sample.messages:
+            messages = _multi_turn(sample, with_target)
+        else:
+            messages = [Message("user", self._user_content(sample), masked=True)]
+        if with_target and not _ends_with_assistant(sample):
+            messages.append(Message("assistant", [_text(sample.target)], masked=False))
+        return messages
+
+    def _user_content(self, sample: Sample) -> list[dict[str, str]]:
+        kind, needed = ("speech", "speech") if sample.is_speech else ("text", "source_text")
+        if kind not in self._wrapping:
+            raise InputError(
+                f"{self.origin}: no wrapping.{kind}, which sample {sample.id!r} needs; add it"
+            )
+        instruction = self._instruction(sample)
+        parts = _insert(self._wrapping[kind], instruction)
+        if needed not in parts[1::2]:
+            raise InputError(
+                f"{self.origin}: the prompt of sample {sample.id!r} (task {sample.task!r}) has no "
+                f"{{{needed}}}; add it to wrapping.{kind}"
+            )
+        return self._fill(parts, sample)
+
+    def _instruction(self, sample: Sample) -> Parts:
+        own = sample.extra.get("instruction")
+        if own is not None:
+            if not isinstance(own, str) or not own.strip():
+                raise InputError(
+                    f"sample {sample.id!r}: its instruction is not a non-empty string; write the "
+                    "text, or leave the column out"
+                )
+            return [own]
+        where = f"{self.origin}: sample {sample.id!r}"
+        pool = self._find_pool(sample.task, sample.target_lang, where)
+        parts = pool[zlib.crc32(sample.id.encode()) % len(pool)]
+        if sample.choices and "choices" not in parts[1::2]:
+            parts = [*parts[:-1], parts[-1] + "\n", "choices", ""]
+        return parts
+
+    def _find_pool(self, task: str, language: str, where: str) -> list[Parts]:
+        if task not in self._pools:
+            raise InputError(
+                f"{where}: no prompt for task {task!r}, only for {', '.join(self._pools)}; add "
+                f"instructions.{task} to a template file of your own, or give the row its own "
+                "'instruction'"
+            )
+        if language not in self._pools[task]:
+            raise InputError(
+                f"{where}: no prompt for task {task!r} in {language!r}, only in "
+                f"{', '.join(self._pools[task])}; correct target_lang, or add "
+                f"instructions.{task}.{language} to a template file of your own"
+            )
+        return self._pools[task][language]
+
+    def _fill(self, parts: Parts, sample: Sample) -> list[dict[str, str]]:
+        content: list[dict[str, str]] = []
+        for place, part in enumerate(parts):
+            if place % 2 == 0:
+                _add_text(content, part)
+            elif part == "speech" and sample.audio:
+                content += [_speech(cut.key) for cut in sample.audio]
+            elif part == "choices" and sample.choices:
+                _add_text(content, _lettered(sample))
+            elif part in ("source_text", "question") and getattr(sample, part):
+                _add_text(content, getattr(sample, part))
+            else:
+                column = "audio" if part == "speech" else part
+                raise InputError(
+                    f"sample {sample.id!r}: its prompt ({self.origin}, task {sample.task!r}) has "
+                    f"{{{part}}}, but the row has no {column!r}; add it to the manifest"
+                )
+        return content
+
+    def _check_fields(self) -> None:
+        """Refuse sets that would fail only at some sample, hours later."""
+        for kind, parts in self._wrapping.items():
+            if "instruction" not in parts[1::2]:
+                raise InputError(
+                    f"{self.origin}: wrapping.{kind} lacks {{instruction}}; put it where the "
+                    "instruction goes"
+                )
+        for task, languages in self._pools.items():
+            for language, pool in languages.items():
+                for number, parts in enumerate(pool):
+                    where = f"{self.origin}: instructions.{task}.{language}[{number}]"
+                    self._check_instruction(task, parts, where)
+
+    def _check_instruction(self, task: str, parts: Parts, where: str) -> None:
+        fields = parts[1::2]
+        if "instruction" in fields:
+            raise InputError(f"{where} holds {{instruction}} itself; remove it")
+        if task in _QUESTION_TASKS and "question" not in fields:
+            raise InputError(f"{where} lacks {{question}}; put it where the question goes")
+        if task in SPEECH_TASKS:
+            kind, needed = "speech", "speech"
+        elif task in TEXT_TWIN_TASKS.values():
+            kind, needed = "text", "source_text"
+        else:
+            return  # a task of the user's own may have speech, text or both
+        if kind not in self._wrapping:
+            raise InputError(
+                f"{self.origin}: no wrapping.{kind}, which task {task!r} needs; add it"
+            )
+        count = _insert(self._wrapping[kind], parts)[1::2].count(needed)
+        if count != 1:
+            what = "lacks" if count == 0 else "repeats"
+            raise InputError(
+                f"{self.origin}: wrapping.{kind} {what} {{{needed}}} (with instructions.{task}); "
+                "it must be there once"
+            )
+
+
+# ---- messages -----------------------------------------------------------------------------------
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "content": text}
+
+
+def _speech(key: str) -> dict[str, str]:
+    return {"type": "speech", "content": key}
+
+
+def _add_text(content: list[dict[str, str]], text: str) -> None:
+    """Append text; neighbouring texts become one, so that they are tokenised as one."""
+    if not text:
+        return
+    if content and content[-1]["type"] == "text":
+        content[-1] = _text(content[-1]["content"] + text)
+    else:
+        content.append(_text(text))
+
+
+def _lettered(sample: Sample) -> str:
+    if len(sample.choices) > 26:
+        raise InputError(f"sample {sample.id!r}: more than 26 choices; give it fewer")
+    return "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(sample.choices))
+
+
+def _ends_with_assistant(sample: Sample) -> bool:
+    return bool(sample.messages) and sample.messages[-1]["role"] == "assistant"
+
+
+def _multi_turn(sample: Sample, with_target: bool) -> list[Message]:
+    turns = list(sample.messages)
+    if not with_target and _ends_with_assistant(sample):
+        turns = turns[:-1]
+    spoken = turns[1:] if turns and turns[0]["role"] == "system" else turns
+    for number, turn in enumerate(spoken):
+        if turn["role"] != ("user", "assistant")[number % 2]:
+            raise InputError(
+                f"sample {sample.id!r}: 'messages' has role {turn['role']!r} out of turn; write an "
+                "optional system turn, then user and assistant in turn"
+            )
+    if not spoken:
+        raise InputError(f"sample {sample.id!r}: 'messages' has no user turn; add one")
+    cuts = list(sample.audio)
+    messages = []
+    for turn in turns:
+        content: list[dict[str, str]] = []
+        if turn["role"] == "assistant":
+            content = [_text(turn["content"])]
+        else:
+            for place, text in enumerate(turn["content"].split("{speech}")):
+                if place > 0 and not cuts:
+                    raise _marks_error(sample)
+                if place > 0:
+                    content.append(_speech(cuts.pop(0).key))
+                _add_text(content, text)
+        messages.append(Message(turn["role"], content, masked=turn["role"] != "assistant"))
+    if cuts:
+        raise _marks_error(sample)
+    return messages
+
+
+def _marks_error(sample: Sample) -> InputError:
+    return InputError(
+        f"sample {sample.id!r}: 'messages' does not have as many {{speech}} marks as 'audio' has "
+        f"files ({len(sample.audio)}); write one {{speech}} for each"
+    )
+
+
+# ---- template files -----------------------------------------------------------------------------
+
+
+def _read(name_or_path: str | os.PathLike[str], seen: list[str]) -> dict[str, Any]:
+    """Read a template file and what it extends as one mapping."""
+    path = _find(name_or_path)
+    if str(path) in seen:
+        raise InputError(f"{path}: extends itself; remove the circle")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "not readable as text"
+        raise InputError(f"{path}{line}: not valid YAML ({reason}); correct the file") from error
+    content = _section(content, str(path), "the file")
+    known = ("extends", "wrapping", "instructions", "unanswerable")
+    for key in content:
+        if key not in known:
+            hint = did_you_mean(key, known) or f"; use {', '.join(known)}"
+            raise InputError(f"{path}: unknown key {key!r}{hint}")
+    if "extends" not in content:
+        return content
+    base_name = content.pop("extends")
+    beside = path.parent / str(base_name)
+    base = _read(beside if beside.is_file() else str(base_name), [*seen, str(path)])
+    return _merged(base, content, str(path))
+
+
+def _find(name_or_path: str | os.PathLike[str]) -> Path:
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    names = sorted(file.stem for file in _TEMPLATES.glob("*.yaml"))
+    if str(name_or_path) in names:
+        return _TEMPLATES / f"{name_or_path}.yaml"
+    raise InputError(
+        f"{name_or_path}: no such template file and no packaged set of this name; use "
+        f"{', '.join(names)}, or the path of a YAML file"
+    )
+
+
+def _merged(base: dict[str, Any], new: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Lay new entries over old ones: wrappings and answers by key, instructions by language."""
+    result = dict(base)
+    for section, entries in new.items():
+        merged = dict(result.get(section, {}))
+        for key, value in _section(entries, origin, section).items():
+            if section == "instructions":
+                value = merged.get(key, {}) | _section(value, origin, f"{section}.{key}")
+            merged[key] = value
+        result[section] = merged
+    return result
+
+
+def _section(value: Any, origin: str, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{origin}: {name} is not a mapping; write 'key: value' lines")
+    for key in value:
+        if not isinstance(key, str):  # YAML reads the language code no as False
+            raise InputError(f"{origin}: key {key!r} in {name} is not a string; put it in quotes")
+    return dict(value)
+
+
+def _check_text(text: Any, where: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where} is not a non-empty string; write the text, in quotes if need be")
+
+
+def _cut_pool(pool: Any, where: str) -> list[Parts]:
+    if isinstance(pool, str):
+        return [_cut(pool, where)]
+    if not isinstance(pool, (list, tuple)) or not pool:
+        raise InputError(f"{where} is not a text or a list of texts; write '- ...' lines")
+    return [_cut(text, f"{where}[{number}]") for number, text in enumerate(pool)]
+
+
+def _cut(template: Any, where: str) -> Parts:
+    _check_text(template, where)
+    parts = _FIELD.split(template)
+    for name in parts[1::2]:
+        if name not in FIELDS:
+            hint = did_you_mean(name, FIELDS) or f"; the fields are {', '.join(FIELDS)}"
+            raise InputError(f"{where} has the unknown field {{{name}}}{hint}")
+    return parts
+
+
+def _join(parts: Parts) -> str:
+    return "".join(f"{{{part}}}" if place % 2 else part for place, part in enumerate(parts))
+
+
+def _insert(wrapping: Parts, instruction: Parts) -> Parts:
+    """Put an instruction in the place of {instruction}; its first and last text join on."""
+    parts = [wrapping[0]]
+    for name, text in zip(wrapping[1::2], wrapping[2::2], strict=True):
+        if name == "instruction":
+            parts[-1] += instruction[0]
+            parts += instruction[1:]
+            parts[-1] += text
+        else:
+            parts += [name, text]
+    return parts
