@@ -1,0 +1,368 @@
+"""Sentences with exact translations, and questions on them with exact answers.
+
+A sentence has a subject and a verb, perhaps an object, a place and a time; English, German, Italian
+and Chinese each build their own word order out of these. German keeps its verb second, Italian
+agrees in gender, Chinese is written without spaces.
+
+Everything is a pure function of the random generator that is passed in.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torchtune_speech.nano._lexicon import (
+    INTRANSITIVE_VERBS,
+    LANGUAGES,
+    NUMBERS,
+    PLACES,
+    SUBJECT_ADJECTIVES,
+    SUBJECTS,
+    THING_ADJECTIVES,
+    THINGS,
+    TIMES,
+    TRANSITIVE_VERBS,
+    Phrase,
+    Subject,
+    SubjectAdjective,
+    Thing,
+    ThingAdjective,
+    Verb,
+)
+
+QUESTION_KINDS = ("who", "where", "when", "what", "how many")
+UNANSWERABLE = {
+    "en": "Not answerable.",
+    "de": "Nicht zu beantworten.",
+    "it": "Non è possibile rispondere.",
+    "zh": "无法回答。",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """What one sentence says.
+
+    Args:
+        subject: Who acts.
+        verb: What is done.
+        adjective: How the subject is; None when not said.
+        number: How many things; None in a sentence without object, like the next two.
+        thing_adjective: How the things are.
+        thing: What is acted on.
+        place: Where; None when not said.
+        time: When; None when not said.
+        time_first: Whether the sentence begins with the time.
+    """
+
+    subject: Subject
+    verb: Verb
+    adjective: SubjectAdjective | None = None
+    number: Phrase | None = None
+    thing_adjective: ThingAdjective | None = None
+    thing: Thing | None = None
+    place: Phrase | None = None
+    time: Phrase | None = None
+    time_first: bool = False
+
+    def text(self, lang: str) -> str:
+        """Returns the sentence in a language.
+
+        Args:
+            lang: One of "en", "de", "it", "zh".
+
+        Returns:
+            The sentence with its capital and full stop.
+        """
+        subject = subject_phrase(self.subject, self.adjective, lang)
+        verb = getattr(self.verb, lang)
+        thing = self.object_phrase(lang)
+        place = getattr(self.place, lang) if self.place else ""
+        time = getattr(self.time, lang) if self.time else ""
+        first, last = (time, "") if self.time_first else ("", time)
+        if lang == "de":  # the verb is second, so the subject makes room for a time in front
+            start = (first, verb, subject) if first else (subject, verb)
+            return _finish(lang, *start, last, place, thing)
+        if lang == "zh":
+            return _finish(lang, first, subject, last, place, verb, thing)
+        return _finish(lang, first, subject, verb, thing, place, last)
+
+    def object_phrase(self, lang: str) -> str:
+        """Returns number, adjective and noun of the object, or "" when there is none.
+
+        Args:
+            lang: One of "en", "de", "it", "zh".
+
+        Returns:
+            A phrase such as "seven red apples".
+        """
+        if self.thing is None:
+            return ""
+        number, noun = getattr(self.number, lang), getattr(self.thing, lang)
+        if lang == "it":
+            return f"{number} {noun} {getattr(self.thing_adjective, 'it_' + self.thing.gender)}"
+        adjective = getattr(self.thing_adjective, lang)
+        if lang == "zh":
+            return f"{number}{self.thing.classifier}{adjective}{noun}"
+        return f"{number} {adjective} {noun}"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question on one sentence.
+
+    Args:
+        kind: One of `QUESTION_KINDS`.
+        answerable: Whether the sentence holds the answer.
+        text: The question.
+        answer: The answer in the question's language; the fixed phrase when there is none.
+    """
+
+    kind: str
+    answerable: bool
+    text: str
+    answer: str
+
+
+def subject_phrase(subject: Subject, adjective: SubjectAdjective | None, lang: str) -> str:
+    """Returns a subject with its article and adjective.
+
+    Args:
+        subject: The person.
+        adjective: How the person is; None for the noun alone.
+        lang: One of "en", "de", "it", "zh".
+
+    Returns:
+        A phrase such as "der junge Arzt".
+    """
+    noun = getattr(subject, lang)
+    if lang == "en":
+        return f"the {adjective.en} {noun}" if adjective else f"the {noun}"
+    if adjective is None:
+        return noun
+    if lang == "de":
+        article, noun = noun.split(" ")
+        return f"{article} {adjective.de} {noun}"
+    if lang == "it":
+        return f"{noun} {getattr(adjective, 'it_' + subject.gender)}"
+    return adjective.zh + noun
+
+
+def draw_sentence(rng: random.Random) -> Sentence:
+    """Draws a sentence: verb and place and time, or with an object, or with an adjective.
+
+    Args:
+        rng: The source of chance.
+
+    Returns:
+        A sentence of six to nine English words.
+    """
+    form = rng.choice(("place time", "place", "time", "object place", "object time"))
+    transitive = "object" in form
+    time = rng.choice(TIMES) if "time" in form else None
+    return Sentence(
+        subject=rng.choice(SUBJECTS),
+        verb=rng.choice(TRANSITIVE_VERBS if transitive else INTRANSITIVE_VERBS),
+        adjective=rng.choice(SUBJECT_ADJECTIVES) if form in ("place", "time") else None,
+        number=rng.choice(NUMBERS) if transitive else None,
+        thing_adjective=rng.choice(THING_ADJECTIVES) if transitive else None,
+        thing=rng.choice(THINGS) if transitive else None,
+        place=rng.choice(PLACES) if "place" in form else None,
+        time=time,
+        time_first=time is not None and rng.random() < 0.25,
+    )
+
+
+def draw_sentences(rng: random.Random, seen: set[str]) -> Iterator[Sentence]:
+    """Draws sentences that differ from each other and from those seen before, without end.
+
+    Args:
+        rng: The source of chance.
+        seen: English texts not to be drawn; grows with every sentence drawn.
+
+    Yields:
+        Sentences.
+    """
+    while True:
+        sentence = draw_sentence(rng)
+        text = sentence.text("en")
+        if text not in seen:
+            seen.add(text)
+            yield sentence
+
+
+def draw_question(
+    sentence: Sentence, lang: str, rng: random.Random, *, answerable: bool
+) -> Question:
+    """Draws a question on a sentence.
+
+    Unanswerable questions come in two sorts: on what the sentence leaves out (the time of a
+    sentence without one), and on somebody or something else than the sentence speaks of. Both are
+    worded like answerable ones, so that the question alone never gives the answer away.
+
+    Args:
+        sentence: The sentence that is asked about.
+        lang: Language of question and answer.
+        rng: The source of chance.
+        answerable: Whether the sentence is to hold the answer.
+
+    Returns:
+        The question and its answer.
+    """
+    has = {
+        "who": True,
+        "where": sentence.place is not None,
+        "when": sentence.time is not None,
+        "what": sentence.thing is not None,
+        "how many": sentence.thing is not None,
+    }
+    kinds = [kind for kind in QUESTION_KINDS if has[kind]]
+    if answerable:
+        kind = rng.choice(kinds)
+        return Question(
+            kind, True, _question_text(sentence, kind, lang), _answer_text(sentence, kind, lang)
+        )
+    # "What does the doctor wait?" is no question, so only places and times can be left out.
+    left_out = [kind for kind in ("where", "when") if not has[kind]]
+    kind = rng.choice(kinds + left_out)
+    asked = sentence if kind in left_out else _alter(sentence, kind, rng)
+    return Question(kind, False, _question_text(asked, kind, lang), UNANSWERABLE[lang])
+
+
+def answer_phrase(sentence: Sentence, kind: str, lang: str) -> str:
+    """Returns the constituent that answers a kind of question, as it stands in the sentence.
+
+    Args:
+        sentence: The sentence that is asked about; it has the constituent.
+        kind: One of `QUESTION_KINDS`.
+        lang: One of "en", "de", "it", "zh".
+
+    Returns:
+        A phrase such as "at the station".
+    """
+    if kind == "who":
+        return subject_phrase(sentence.subject, sentence.adjective, lang)
+    if kind == "where":
+        return getattr(sentence.place, lang)
+    if kind == "when":
+        return getattr(sentence.time, lang)
+    if kind == "what":
+        return sentence.object_phrase(lang)
+    number = getattr(sentence.number, lang)
+    return number + sentence.thing.classifier if lang == "zh" else number
+
+
+def _answer_text(sentence: Sentence, kind: str, lang: str) -> str:
+    return _finish(lang, answer_phrase(sentence, kind, lang))
+
+
+def _alter(sentence: Sentence, kind: str, rng: random.Random) -> Sentence:
+    """Changes one thing that such a question mentions, so that it asks past the sentence."""
+    mentioned = ["verb"]
+    if kind != "who":
+        mentioned.append("subject")
+    if sentence.thing and kind != "what":
+        mentioned.append("thing")
+    if not sentence.thing and kind == "who":
+        mentioned.append("place" if sentence.place else "time")
+    part = rng.choice(mentioned)
+    verbs = TRANSITIVE_VERBS if sentence.thing else INTRANSITIVE_VERBS
+    table = {
+        "verb": verbs,
+        "subject": SUBJECTS,
+        "thing": THINGS,
+        "place": PLACES,
+        "time": TIMES,
+    }[part]
+    said = getattr(sentence, part)
+    return replace(sentence, **{part: rng.choice([entry for entry in table if entry != said])})
+
+
+def _question_text(sentence: Sentence, kind: str, lang: str) -> str:
+    """Words a question; it names the subject without adjective, the object without number."""
+    subject = subject_phrase(sentence.subject, None, lang)
+    noun = getattr(sentence.thing, lang) if sentence.thing else ""
+    if kind == "who":
+        circumstance = sentence.place or sentence.time
+        rest = "" if noun else getattr(circumstance, lang)
+        return _ask_who(getattr(sentence.verb, lang), noun, rest, lang)
+    verb = sentence.verb.base if lang == "en" else getattr(sentence.verb, lang)
+    classifier = sentence.thing.classifier if sentence.thing else ""
+    masculine = sentence.thing is not None and sentence.thing.gender == "m"
+    if kind == "how many":
+        return {
+            "en": f"How many {noun} does {subject} {verb}?",
+            "de": f"Wie viele {noun} {verb} {subject}?",
+            "it": f"{'Quanti' if masculine else 'Quante'} {noun} {verb} {subject}?",
+            "zh": f"{subject}{verb}多少{classifier}{noun}？",
+        }[lang]
+    if lang == "zh":
+        if kind == "what":
+            return f"{subject}{verb}什么？"
+        asked = "在哪里" if kind == "where" else "什么时候"
+        return f"{subject}{asked}{verb}{noun}？"
+    word = {
+        "en": {"where": "Where", "when": "When", "what": "What"},
+        "de": {"where": "Wo", "when": "Wann", "what": "Was"},
+        "it": {"where": "Dove", "when": "Quando", "what": "Che cosa"},
+    }[lang][kind]
+    if kind == "what":
+        noun = ""
+    order = {
+        "en": (word, "does", subject, verb, noun),
+        "de": (word, verb, subject, noun),
+        "it": (word, verb, noun, subject),
+    }[lang]
+    return " ".join(part for part in order if part) + "?"
+
+
+def _ask_who(verb: str, noun: str, rest: str, lang: str) -> str:
+    if lang == "zh":
+        return f"谁{rest}{verb}{noun}？"
+    word = {"en": "Who", "de": "Wer", "it": "Chi"}[lang]
+    return " ".join(part for part in (word, verb, noun, rest) if part) + "?"
+
+
+def capitalize(text: str) -> str:
+    """Returns the text with its first letter as a capital; the rest is left alone.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with a capital, which German nouns inside it keep too.
+    """
+    return text[:1].upper() + text[1:]
+
+
+def _finish(lang: str, *parts: str) -> str:
+    if lang == "zh":
+        return "".join(parts) + "。"
+    return capitalize(" ".join(part for part in parts if part)) + "."
+
+
+def spoken_words() -> set[str]:
+    """Returns the English words that sentences are made of.
+
+    Returns:
+        Lower-case words.
+    """
+    tables = (SUBJECTS, SUBJECT_ADJECTIVES, INTRANSITIVE_VERBS, TRANSITIVE_VERBS, NUMBERS)
+    tables += (THING_ADJECTIVES, THINGS, PLACES, TIMES)
+    return {"the"} | {w for table in tables for e in table for w in e.en.lower().split()}
+
+
+__all__ = [
+    "LANGUAGES",
+    "QUESTION_KINDS",
+    "UNANSWERABLE",
+    "Question",
+    "Sentence",
+    "answer_phrase",
+    "capitalize",
+    "draw_question",
+    "draw_sentence",
+    "draw_sentences",
+    "spoken_words",
+    "subject_phrase",
+]

@@ -1,0 +1,155 @@
+"""Text for the small LLM's pretraining: habits of its own, none of them the tasks of the demo.
+
+It learns to repeat, to translate words and phrases, to find things in lists and to go on writing.
+It is not shown the translation of a sentence nor a question on one: those are what text LoRA
+(stage B) has to bring.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+
+from torchtune_speech.nano._grammar import (
+    LANGUAGES,
+    Sentence,
+    answer_phrase,
+    capitalize,
+    draw_sentence,
+)
+
+REPEAT_SHARE, PHRASE_SHARE, SPAN_SHARE = 0.45, 0.25, 0.15  # the rest is continuation
+
+_REPEAT = (
+    "Repeat the text.",
+    "Copy the English content.",
+    "Transcribe the text.",
+    "Transcribe the English content.",
+    "Write the content again.",
+    "Repeat:",
+    "Copy:",
+)
+_TRANSLATE = {
+    "de": ("German:", "Translate the words: German", "Auf Deutsch:"),
+    "it": ("Italian:", "Translate the words: Italian", "In italiano:"),
+    "zh": ("Chinese:", "Translate the words: Chinese", "中文："),
+}
+_AFTER = {
+    "en": ("What follows {}?", "Nothing."),
+    "de": ("Was folgt auf {}?", "Nichts."),
+    "it": ("Che cosa segue {}?", "Niente."),
+    "zh": ("{}后面是什么？", "没有。"),
+}
+_COMMA = {"en": ", ", "de": ", ", "it": ", ", "zh": "，"}
+
+
+def lm_rows(
+    rng: random.Random, draw: Callable[[], Sentence], num_rows: int
+) -> Iterator[dict[str, str]]:
+    """Writes the pretraining text.
+
+    Args:
+        rng: The source of chance.
+        draw: Gives a sentence that is in no test.
+        num_rows: How many rows.
+
+    Yields:
+        Rows of `kind`, `prompt` (what the user says; empty in running text) and `target` (what is
+        learnt).
+    """
+    for _ in range(num_rows):
+        share = rng.random()
+        if share < REPEAT_SHARE:
+            yield _repeat(rng, draw)
+        elif share < REPEAT_SHARE + PHRASE_SHARE:
+            yield _translate_phrases(rng)
+        elif share < REPEAT_SHARE + PHRASE_SHARE + SPAN_SHARE:
+            yield _find_span(rng)
+        else:
+            yield _continue(rng, draw)
+
+
+def _phrases(rng: random.Random, count: int) -> list[dict[str, str]]:
+    """Draws constituents that differ from each other, each in all languages."""
+    drawn: dict[str, dict[str, str]] = {}
+    while len(drawn) < count:
+        sentence = draw_sentence(rng)
+        said = {
+            "who": True,
+            "where": sentence.place,
+            "when": sentence.time,
+            "what": sentence.thing,
+            "how many": sentence.thing,
+            "verb": True,
+        }
+        kind = rng.choice([kind for kind, part in said.items() if part])
+        phrase = {
+            lang: getattr(sentence.verb, lang)
+            if kind == "verb"
+            else answer_phrase(sentence, kind, lang)
+            for lang in LANGUAGES
+        }
+        drawn.setdefault(phrase["en"], phrase)
+    return list(drawn.values())
+
+
+def _punctuate(text: str, lang: str, as_sentence: bool) -> str:
+    if not as_sentence:
+        return text
+    return text + "。" if lang == "zh" else capitalize(text) + "."
+
+
+def _ask(rng: random.Random, text: str, instruction: str) -> str:
+    parts = [text, instruction]
+    if rng.random() < 0.3:
+        parts.reverse()
+    return "\n".join(parts)
+
+
+def _repeat(rng: random.Random, draw: Callable[[], Sentence]) -> dict[str, str]:
+    lang = rng.choice(("en", "en", *LANGUAGES))
+    if rng.random() < 0.5:
+        text = draw().text(lang)
+    else:
+        phrases = [phrase[lang] for phrase in _phrases(rng, rng.randint(2, 4))]
+        words = "".join(phrases) if lang == "zh" else " ".join(phrases)
+        if lang != "zh" and rng.random() < 0.5:
+            shuffled = words.split()
+            rng.shuffle(shuffled)
+            words = " ".join(shuffled)
+        text = _punctuate(words, lang, rng.random() < 0.7)
+    return {"kind": "repeat", "prompt": _ask(rng, text, rng.choice(_REPEAT)), "target": text}
+
+
+def _translate_phrases(rng: random.Random) -> dict[str, str]:
+    lang = rng.choice(("de", "it", "zh"))
+    phrases = _phrases(rng, rng.randint(1, 3))
+    as_sentence = rng.random() < 0.5
+    source, target = (
+        _punctuate(_COMMA[side].join(phrase[side] for phrase in phrases), side, as_sentence)
+        for side in ("en", lang)
+    )
+    prompt = _ask(rng, source, rng.choice(_TRANSLATE[lang]))
+    return {"kind": "phrase", "prompt": prompt, "target": target}
+
+
+def _find_span(rng: random.Random) -> dict[str, str]:
+    """An English list, and what follows one of its items, asked in any language."""
+    lang = rng.choice(LANGUAGES)
+    *listed, other = _phrases(rng, rng.randint(3, 5))
+    text = _punctuate(" , ".join(phrase["en"] for phrase in listed), "en", True)
+    question, nothing = _AFTER[lang]
+    at = rng.randrange(len(listed) - 1)
+    if rng.random() < 0.2:
+        asked, target = other[lang], nothing
+    else:
+        asked, target = listed[at][lang], _punctuate(listed[at + 1][lang], lang, True)
+    return {"kind": "span", "prompt": f"{text}\n{question.format(asked)}", "target": target}
+
+
+def _continue(rng: random.Random, draw: Callable[[], Sentence]) -> dict[str, str]:
+    lang = rng.choice(LANGUAGES)
+    sentences = [draw().text(lang) for _ in range(rng.randint(1, 3))]
+    return {
+        "kind": "continue",
+        "prompt": "",
+        "target": "".join(sentences) if lang == "zh" else " ".join(sentences),
+    }
