@@ -4,6 +4,7 @@ from torchtune_speech.config._errors import one_line_errors
 from torchtune_speech.config._instantiate import instantiate, locate, signature_problem
 from torchtune_speech.config._keys import check_keys
 from torchtune_speech.config._packaged import (
+    config_header,
     config_names,
     config_path,
     recipe_names,
@@ -13,6 +14,7 @@ from torchtune_speech.config._parse import parse
 
 __all__ = [
     "check_keys",
+    "config_header",
     "config_names",
     "config_path",
     "instantiate",

@@ -1,6 +1,7 @@
 """One line for an error the user can mend, one line for all the processes of a run."""
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,8 +49,9 @@ def one_line_errors(traceback: bool = False) -> Iterator[None]:
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OmegaConfBaseException):
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        text = f"config: {error.full_key or 'key'}: {text}"
+        # The lines after the first repeat the key and name OmegaConf's types.
+        what, key = str(error).partition("\n")[0], error.full_key or error.key or "KEY"
+        text = f"config: {key}: {what}; set it in the file or as {key}=VALUE on the command line"
     elif isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         text = f"{mark.name}:{mark.line + 1}: not YAML ({error.problem}); mend it there"
@@ -73,17 +75,15 @@ def _claim() -> bool:
     for rank 0 would lose the message. torchrun's own store outlives its processes: whoever adds
     first may speak. Where it cannot be reached, rank 0 speaks.
     """
+    rank, attempt = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        timeout = timedelta(seconds=3)
+        # TCPStore answers a closed port with pages of C++ log, so knock first.
+        socket.create_connection((host, port), timeout.total_seconds()).close()
         from torch.distributed import TCPStore
 
-        store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=3),
-            wait_for_workers=False,
-        )
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
         return store.add(f"torchtune_speech/error/{attempt}", 1) == 1
-    except (ImportError, KeyError, ValueError, RuntimeError):
-        return os.environ.get("RANK", "0") == "0"
+    except (ImportError, KeyError, ValueError, OSError, RuntimeError):
+        return rank == "0"

@@ -43,7 +43,7 @@ def parse(recipe_main: Callable[[DictConfig], Any]) -> Callable[[], None]:
     @functools.wraps(recipe_main)
     def wrapper() -> None:
         if {"--help", "-h"} & set(sys.argv[1:]):
-            print(recipe_help(recipe_main))
+            print(recipe_help(recipe_main.__globals__))
             sys.exit(0)
         arguments = dict(word.partition("=")[::2] for word in sys.argv[1:])
         with one_line_errors(traceback=arguments.get("traceback") in _TRUE):
@@ -105,9 +105,8 @@ def _quoted(word: str) -> str:
     is_text = any(mark in value.strip() for mark in " \t\n=") and value.lstrip()[0] not in "[{'\"!"
     if not equals or not is_text:
         return word
-    return f"{key}={json.dumps(value, ensure_ascii=False)}".replace("=", "\\x3d").replace(
-        "\\x3d", "=", 1
-    )
+    quoted = json.dumps(value, ensure_ascii=False).replace("=", "\\x3d")
+    return f"{key}={quoted}"
 
 
 def _check_mapping(path: Path) -> None:
@@ -121,28 +120,25 @@ def _check_mapping(path: Path) -> None:
         raise InputError(f"{path}: 'config' is taken by the command line; name the key otherwise")
 
 
-def recipe_help(recipe_main: Callable[..., Any]) -> str:
+def recipe_help(module: Mapping[str, Any]) -> str:
     """Returns what `--help` prints for a recipe.
 
     Args:
-        recipe_main: The function under `parse`.
+        module: The globals of the recipe's file.
 
     Returns:
-        The docstring of its module, the configs written for it, and its `KEYS`.
+        Its docstring, the configs written for it, and its `KEYS`.
     """
-    module = recipe_main.__globals__
     name = Path(module["__file__"]).stem
     keys: Mapping[str, str] = module.get("KEYS", {})
     configs = config_names(name) or config_names()
     width = max(map(len, [*keys, *configs]), default=0) + 2
-    rows = {
-        f"usage: tune run [--nproc_per_node N] {name} --config NAME_OR_PATH [key=value ...]": {},
-        inspect.cleandoc(module.get("__doc__") or recipe_main.__doc__ or ""): {},
-        "configs:": configs,
-        "keys:": keys,
-    }
-    return "\n\n".join(
-        "\n".join([title, *(f"  {key:<{width}}{text}".rstrip() for key, text in lines.items())])
-        for title, lines in rows.items()
-        if title and (lines or not title.endswith("s:"))
-    )
+    parts = [
+        f"usage: tune run [--nproc_per_node N] {name} --config NAME_OR_PATH [key=value ...]",
+        inspect.cleandoc(module["__doc__"] or ""),
+    ]
+    for title, rows in {"configs:": configs, "keys:": keys}.items():
+        if rows:
+            lines = (f"  {key:<{width}}{text}".rstrip() for key, text in rows.items())
+            parts.append("\n".join([title, *lines]))
+    return "\n\n".join(part for part in parts if part)

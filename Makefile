@@ -1,0 +1,45 @@
+# Everything runs in .venv, which `make venv` builds once; only the package index is needed.
+
+PYTHON ?= python3
+# torch goes in first and by itself: left to the resolver it would be the newest one, and on Linux
+# that is a CUDA build of several gigabytes. For a build of your choice, pip options included:
+#   make venv TORCH_SPEC="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH_SPEC ?= torch==2.13.0
+# Words for pytest: make test PYTEST_ARGS="tests/config -k help"
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test lint demo an4 clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: .venv/.installed ## build .venv with everything the demo and the tests need
+
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "error: $(PYTHON): Python 3.11 or 3.12 is needed; try make venv PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH_SPEC)
+	$(BIN)/python -m pip install --quiet -e '.[demo,dev,peft]'
+	@touch $@
+
+test: venv ## run the tests
+# One thread a process: the tensors are tiny and some tests start two processes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+lint: venv ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+demo: venv ## train and score the whole system in the nano world, about 20 minutes on two cores
+	$(BIN)/python -m torchtune_speech.nano.demo
+
+an4: venv ## real people speaking: features, projector and scores on AN4
+	$(BIN)/python -m torchtune_speech.datasets.an4_demo
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

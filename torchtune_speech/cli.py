@@ -1,0 +1,173 @@
+"""The command `torchtune-speech`: what is installed, copies of it, and small tools around a run."""
+
+import argparse
+import importlib.util
+import runpy
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchtune_speech import __version__
+from torchtune_speech.config import (
+    config_header,
+    config_names,
+    config_path,
+    one_line_errors,
+    recipe_names,
+    recipe_path,
+)
+from torchtune_speech.errors import InputError, did_you_mean
+from torchtune_speech.files import atomic_write
+
+# What the subcommands call from other parts of the package is imported inside them, so that
+# `torchtune-speech ls` answers before torch would have been loaded.
+
+_EXAMPLES = """\
+examples:
+  torchtune-speech ls                                    recipes and their configs
+  torchtune-speech help projector                        what a recipe does, and its config keys
+  torchtune-speech cp nano/projector my.yaml             a config of your own ...
+  tune run projector --config my.yaml batch_size=8       ... and a run with it
+  torchtune-speech cp projector my_projector.py          a recipe of your own ...
+  tune run my_projector --config my.yaml                 ... and a run of it
+  torchtune-speech manifest recordings/ train.jsonl      a manifest from audio and transcripts
+  torchtune-speech verify features/                      is a feature store whole?
+
+TORCHTUNE_SPEECH_TRACEBACK=1 shows where an error came from.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: Its words; those of the process when None.
+
+    Returns:
+        The exit code: 0 when all is well, 1 when a check found problems.
+    """
+    options = _parser().parse_args(argv)
+    with one_line_errors():
+        return options.run(options) or 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torchtune-speech",
+        description="Recipes that join speech encoders to large language models, for `tune run`.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = commands.add_parser("ls", help="list the recipes and their configs")
+    command.add_argument("recipe", nargs="?", help="only the configs of this recipe")
+    command.set_defaults(run=_ls)
+
+    command = commands.add_parser("help", help="what a recipe does, its configs and their keys")
+    command.add_argument("recipe", help="such as projector")
+    command.set_defaults(run=_help)
+
+    command = commands.add_parser("cp", help="copy a recipe or config to make it your own")
+    command.add_argument("name", help="a recipe (projector) or a config (nano/projector)")
+    command.add_argument("dest", type=Path, help="the new file, or a folder to keep the name in")
+    command.add_argument("--force", action="store_true", help="replace an existing file")
+    command.set_defaults(run=_cp)
+
+    command = commands.add_parser("path", help="print where a recipe or config is installed")
+    command.add_argument("name", help="a recipe (projector) or a config (nano/projector)")
+    command.set_defaults(run=_path)
+
+    command = commands.add_parser("verify", help="look for damage in a feature store")
+    command.add_argument("store", type=Path, help="the folder of the feature store")
+    command.set_defaults(run=_verify)
+
+    command = commands.add_parser(
+        "manifest",
+        help="make a manifest from a folder of audio and transcripts",
+        description="Pairs every audio file with the text file of the same name beside it.",
+    )
+    command.add_argument("folder", type=Path, help="the folder; folders inside are searched too")
+    command.add_argument("out", type=Path, help="the manifest to write (.jsonl)")
+    command.set_defaults(run=_manifest)
+    return parser
+
+
+def _packaged(name: str) -> Path:
+    """Returns the file of a recipe or config; recipe names have no folder, config names do."""
+    if name.removesuffix(".py") in recipe_names():
+        return recipe_path(name)
+    if name.removesuffix(".yaml") in config_names():
+        return config_path(name)
+    near = did_you_mean(name, [*recipe_names(), *config_names()])
+    raise InputError(
+        f"{name}: no such recipe or config{near or '; `torchtune-speech ls` lists them'}"
+    )
+
+
+def _ls(options: argparse.Namespace) -> None:
+    names = recipe_names() if options.recipe is None else [recipe_path(options.recipe).stem]
+    table = {name: config_names(name) for name in names}
+    width = max((len(config) for configs in table.values() for config in configs), default=0) + 2
+    left = max(map(len, ["RECIPE", *table])) + 2
+    print(f"{'RECIPE':<{left}}{'CONFIG':<{width}}FOR")
+    for recipe, configs in table.items():
+        for config, description in (configs or {"-": "give a config of your own"}).items():
+            print(f"{recipe:<{left}}{config:<{width}}{description}")
+            recipe = ""  # named on its first line only
+
+
+def _help(options: argparse.Namespace) -> None:
+    path = recipe_path(options.recipe)
+    sys.argv = [str(path), "--help"]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def _path(options: argparse.Namespace) -> None:
+    print(_packaged(options.name))
+
+
+def _cp(options: argparse.Namespace) -> None:
+    source, dest = _packaged(options.name), options.dest
+    if dest.is_dir():
+        dest = dest / source.name
+    elif dest.suffix != source.suffix:
+        dest = dest.with_name(dest.name + source.suffix)
+    if dest.exists() and not options.force:
+        raise InputError(f"{dest}: exists already; name another file or add --force to replace it")
+    with atomic_write(dest) as temporary:
+        shutil.copyfile(source, temporary)
+    print(f"copied {options.name} to {dest}")
+    if source.suffix == ".yaml":
+        recipe, _ = config_header(source)
+        print(f"run it with: tune run {recipe} --config {dest}")
+    else:
+        _say_how_to_run(dest, config=next(iter(config_names(source.stem)), "CONFIG"))
+
+
+def _say_how_to_run(recipe: Path, config: str) -> None:
+    if importlib.util.find_spec(recipe.stem) is not None:
+        print(
+            f"warning: `tune run {recipe.stem}` runs the installed module of that name, not this "
+            "copy; give it a name of its own",
+            file=sys.stderr,
+        )
+    # torchtune imports a recipe relative to the current folder and takes no other paths.
+    go_there = "" if recipe.parent == Path() else f"cd {recipe.parent} && "
+    print(f"run it with: {go_there}tune run {recipe.stem} --config {config}")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from torchtune_speech.features import verify_store
+
+    problems = verify_store(options.store)
+    print("\n".join(problems) or f"{options.store}: no problems")
+    return 1 if problems else 0
+
+
+def _manifest(options: argparse.Namespace) -> None:
+    from torchtune_speech.data import manifest_from_folder
+
+    manifest_from_folder(options.folder, options.out)
