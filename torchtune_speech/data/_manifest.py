@@ -220,7 +220,27 @@ def resolve_audio(manifest_path: str | os.PathLike[str], cut: AudioCut) -> Path:
     Returns:
         The path of the audio file.
     """
-    return Path(os.path.normpath(os.path.join(_folder_of(manifest_path), cut.path)))
+    return Path(_folder_of(manifest_path), cut.path)
+
+
+def relative_audio_path(
+    manifest_path: str | os.PathLike[str], audio_path: str | os.PathLike[str]
+) -> str:
+    """Path to write into a manifest for an audio file; :func:`resolve_audio` gives the file back.
+
+    Args:
+        manifest_path: the manifest, which need not exist yet.
+        audio_path: the audio file.
+
+    Returns:
+        The path from the manifest's folder, with forward slashes.
+    """
+    # Real folders, since ".." leads out of where a linked folder is; but the file's own name,
+    # since links to stores of blobs end in names without meaning.
+    folder, name = os.path.split(audio_path)
+    manifest_folder = os.path.dirname(os.path.abspath(manifest_path))
+    relative = os.path.relpath(os.path.realpath(folder), os.path.realpath(manifest_folder))
+    return Path(relative, name).as_posix()
 
 
 def text_twin(sample: Sample) -> Sample | None:
