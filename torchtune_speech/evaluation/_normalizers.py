@@ -42,7 +42,8 @@ def normalizer(name: str, lang: str = "en") -> Normalizer:
     - "whisper": Whisper's normaliser, the one that the Instruction-following task uses. For
       English it also spells out contractions, writes numbers in digits, unifies British and
       American spelling and drops fillers ("uh"); for other languages it is Whisper's basic one
-      (lower case, no punctuation, nothing inside brackets).
+      (lower case, no punctuation, nothing inside brackets). It joins digits said one by one
+      ("one two three" is the single word "123"): for read-out numbers take "basic".
     - "basic": lower case, punctuation and symbols removed, whitespace folded; apostrophes inside
       a word stay. The same for every language.
     - "none": leading, trailing and repeated whitespace only.

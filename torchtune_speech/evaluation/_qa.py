@@ -41,8 +41,8 @@ def qa(
     Returns:
         ``accuracy`` (exact match), ``f1`` (token overlap, mean over questions),
         ``unanswerable_accuracy`` and ``answerable_accuracy`` (exact match on the two kinds of
-        question; None without such a question) as fractions, ``n``, ``n_unanswerable``; the same
-        again under each language.
+        question; None without such a question) as fractions, ``n``, ``n_unanswerable``,
+        ``normalizer``; the same again under each language.
 
     Raises:
         InputError: if the numbers of texts differ or there are none.
@@ -104,6 +104,7 @@ def _qa_of(rows: list[tuple[str, str, str]], unanswerable: Mapping[str, str]) ->
         "answerable_accuracy": _mean(m for m, r in zip(matches, refusals, strict=True) if not r),
         "n": len(rows),
         "n_unanswerable": sum(refusals),
+        "normalizer": "squad",
     }
 
 
