@@ -750,8 +750,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # integers of thousands of digits
-        text = "a huge number"
+    text = repr(value)
     return text if len(text) <= 40 else text[:40] + "..."
