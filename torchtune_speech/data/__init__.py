@@ -1,6 +1,15 @@
 """Manifests, prompts, interleaving, batch planning, collation: tokens and lengths, no weights."""
 
 from torchtune_speech.data._folder import FolderReport, manifest_from_folder
+from torchtune_speech.data._collate import Batch, StepBatches, collate_rows
+from torchtune_speech.data._ctc_labels import CharacterLabels, CTCLabels, ctc_labels
+from torchtune_speech.data._dataset import SpeechDataset
+from torchtune_speech.data._interleave import (
+    IGNORE_INDEX,
+    InterleaveSpeech,
+    Llama3ChatFormat,
+    next_token_labels,
+)
 from torchtune_speech.data._manifest import (
     AudioCut,
     BadRow,
@@ -15,16 +24,36 @@ from torchtune_speech.data._manifest import (
     write_manifest,
 )
 from torchtune_speech.data._prompts import PromptTemplates
+from torchtune_speech.data._mixture import plan_sources
+from torchtune_speech.data._pack import pack_best_fit
+from torchtune_speech.data._plan import Plan, Source, Step, fill
 
 __all__ = [
     "AudioCut",
     "BadRow",
+    "Batch",
+    "CTCLabels",
+    "CharacterLabels",
     "FolderReport",
+    "IGNORE_INDEX",
+    "InterleaveSpeech",
+    "Llama3ChatFormat",
+    "Plan",
     "PromptTemplates",
     "Sample",
+    "Source",
+    "SpeechDataset",
+    "Step",
+    "StepBatches",
+    "collate_rows",
+    "ctc_labels",
     "data_fingerprint",
+    "fill",
     "load_manifest",
     "manifest_from_folder",
+    "next_token_labels",
+    "pack_best_fit",
+    "plan_sources",
     "relative_audio_path",
     "resolve_audio",
     "sample_to_row",

@@ -1,0 +1,218 @@
+"""Stage B: train LoRA on text alone (translation and question answering), in parallel with stage A.
+
+Speech samples take part as their text twins: the transcript stands in the prompt where stage C will
+put the speech. Runs in one process (`tune run lora_finetune_text`) or in many
+(`tune run --nproc_per_node 8 lora_finetune_text`), with the same results.
+"""
+
+import sys
+import time
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torchtune.training import get_dtype
+
+from torchtune_speech import config, training
+from torchtune_speech.data import StepBatches
+
+KEYS = {
+    "output_dir": "folder of the run: metrics.jsonl, evaluations.jsonl and checkpoints step_N",
+    "llm_dir": "Hugging Face folder of the frozen LLM",
+    "model": "component: builder of the SpeechLLM",
+    "adapter_checkpoint": "start from this LoRA adapter (a run, checkpoint or PEFT folder); null for a fresh one",
+    "tokenizer": "component: tokenizer of the LLM",
+    "dataset": "component: training data",
+    "eval_dataset": "component: dev data decoded while training; null for none",
+    "eval_every_n_steps": "steps between evaluations; null evaluates at the end only",
+    "eval_samples": "dev samples to decode",
+    "eval_batch_size": "dev samples decoded together",
+    "max_new_tokens": "longest answer when evaluating, in tokens",
+    "mixture": "weights of tasks, domains and languages; null for a shuffled pass over all samples",
+    "max_seq_len": "length of a packed row, and longest sample, in tokens",
+    "rows_per_step": "rows of one optimizer step, over all processes",
+    "gradient_accumulation_steps": "batches that a process splits its rows of a step into",
+    "max_steps": "optimizer steps; null to give epochs instead",
+    "epochs": "passes over the samples; null to give max_steps instead",
+    "optimizer": "component: optimizer; learning rates are set by learning_rate",
+    "learning_rate": "lora: lr, schedule (cosine or constant), warmup_steps",
+    "clip_grad_norm": "largest norm of all gradients together; null for no clipping",
+    "save_every_n_steps": "steps between checkpoints; null saves at the end only",
+    "keep_last": "checkpoints to keep; null keeps all",
+    "resume": "go on from the newest checkpoint in output_dir",
+    "device": "cpu or cuda",
+    "dtype": "fp32 or bf16: precision of the frozen LLM and of the matrix products",
+    "seed": "of initial values, shuffling, dropout and augmentation",
+    "compile": "compile the decoder's layers; rows then have a fixed length",
+    "activation_checkpointing": "recompute decoder layers in the backward pass to save memory",
+    "num_workers": "processes that prepare batches; 0 prepares them in the training process",
+    "metric_logger": "component: a torchtune metric logger besides metrics.jsonl; null for none",
+    "dry_run": "print parameters, memory and the first steps of the plan; load nothing",
+}
+TRAINED = ("lora",)
+
+
+class LoRAFinetuneTextRecipe:
+    """Trains LoRA on text; see the module's docstring.
+
+    Args:
+        cfg: see ``KEYS``.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.process = training.start_process(cfg.device)
+        self.dtype = get_dtype(cfg.dtype, device=self.process.device)
+        self.scores: dict[str, Any] = {}
+
+    def setup(self) -> None:
+        """Read the data, plan the run, build the model; go on from a checkpoint if asked to."""
+        cfg = self.cfg
+        checkpoint = training.resume_point(cfg.output_dir, cfg.resume)
+        torch.manual_seed(cfg.seed)
+        data = {"tokenizer": config.instantiate(cfg.tokenizer), "max_seq_len": cfg.max_seq_len}
+        self.dataset = config.instantiate(cfg.dataset, **data)
+        self.eval_dataset = config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
+        self.fingerprints = training.fingerprints(self.dataset, cfg.llm_dir)
+        if cfg.adapter_checkpoint:
+            training.check_checkpoint_fits(cfg.adapter_checkpoint, self.fingerprints, store=False)
+        self.plan = training.build_plan(
+            self.dataset,
+            max_seq_len=cfg.max_seq_len,
+            rows_per_step=cfg.rows_per_step,
+            mixture=cfg.mixture,
+            seed=cfg.seed,
+        )
+        self.max_steps = training.resolve_max_steps(self.plan, max_steps=cfg.max_steps, epochs=cfg.epochs)
+        self.model = training.build_speech_llm(
+            cfg.model,
+            llm_dir=cfg.llm_dir,
+            loaded=training.load_trained(
+                adapter=checkpoint or cfg.adapter_checkpoint, llm_dir=cfg.llm_dir
+            ),
+            process=self.process,
+            dtype=self.dtype,
+            seed=cfg.seed,
+            activation_checkpointing=cfg.activation_checkpointing,
+            compile=cfg.compile,
+        )
+        self.groups = training.trainable_groups(self.model, *TRAINED)
+        self.schedules = training.check_learning_rates(cfg.learning_rate, self.groups)
+        self.optimizer = training.build_optimizer(cfg.optimizer, self.groups)
+        if checkpoint is not None:
+            self.plan.load_state_dict(training.load_state(checkpoint, self.optimizer, self.groups))
+
+    def train(self) -> None:
+        """Take the steps of the plan; evaluate and save on the way."""
+        cfg, process = self.cfg, self.process
+        batches = StepBatches(
+            self.dataset,
+            rank=process.rank,
+            world_size=process.world_size,
+            accumulation=cfg.gradient_accumulation_steps,
+            seq_len=cfg.max_seq_len if cfg.compile else None,
+        )
+        first = self.plan.number
+        loader = training.step_loader(
+            self.plan, batches, steps=self.max_steps - first, num_workers=cfg.num_workers
+        )
+        log = training.TrainingLog(
+            cfg.output_dir,
+            max_steps=self.max_steps,
+            first_step=first,
+            enabled=process.is_main,
+            name="lora",
+            logger=config.instantiate(cfg.metric_logger) if process.is_main else None,
+        )
+        with log, training.StopSignal() as stop:
+            began = time.perf_counter()
+            for step, step_batches in loader:
+                training.seed_step(cfg.seed, step.number, process.rank)
+                rates = training.set_learning_rates(
+                    self.optimizer, self.schedules, step.number, self.max_steps
+                )
+                losses = training.forward_backward(
+                    self.model, step_batches, process, dtype=self.dtype
+                )
+                grad_norm = training.clip_gradients(self.groups, cfg.clip_grad_norm)
+                training.check_finite(losses, grad_norm, step, self.dataset)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                done, now = step.number + 1, time.perf_counter()
+                log.step(
+                    done,
+                    training.step_metrics(
+                        losses, step, grad_norm=grad_norm, seconds=now - began, rates=rates
+                    ),
+                )
+                stopped = process.any(stop.requested)
+                last = done == self.max_steps or stopped
+                if training.is_due(done, cfg.eval_every_n_steps, last and not stopped):
+                    self.evaluate(done, log)
+                if training.is_due(done, cfg.save_every_n_steps, last):
+                    self.save(step.state)
+                if stopped:
+                    log.say(f"stopped by a signal after step {done}; set resume=true to go on")
+                    return
+                began = time.perf_counter()
+
+    def evaluate(self, done: int, log: training.TrainingLog) -> None:
+        """Decode some of the dev set and log its scores.
+
+        Args:
+            done: steps done.
+            log: where to.
+        """
+        if self.eval_dataset is None:
+            return
+        self.scores, examples = training.evaluate(
+            self.model,
+            self.eval_dataset,
+            self.process,
+            num_samples=self.cfg.eval_samples,
+            max_new_tokens=self.cfg.max_new_tokens,
+            batch_size=self.cfg.eval_batch_size,
+            dtype=self.dtype,
+        )
+        log.evaluation(done, self.scores, examples)
+
+    def save(self, plan_state: dict[str, Any]) -> None:
+        """Write a checkpoint.
+
+        Args:
+            plan_state: where the plan stands after the last step.
+        """
+        training.save_checkpoint(
+            self.cfg.output_dir,
+            plan_state["number"],
+            model=self.model,
+            groups=self.groups,
+            optimizer=self.optimizer,
+            plan_state=plan_state,
+            stage=training.stage_info(
+                "lora_finetune_text",
+                config=OmegaConf.to_container(self.cfg, resolve=True),
+                fingerprints=self.fingerprints,
+                metrics=self.scores,
+            ),
+            llm_dir=self.cfg.llm_dir,
+            process=self.process,
+            keep_last=self.cfg.keep_last,
+        )
+
+
+@config.parse
+def recipe_main(cfg: DictConfig) -> None:
+    """Entry point of `tune run lora_finetune_text`."""
+    config.check_keys(cfg, KEYS)
+    if cfg.dry_run:
+        print(training.dry_run(cfg, TRAINED))
+        return
+    recipe = LoRAFinetuneTextRecipe(cfg)
+    recipe.setup()
+    recipe.train()
+    training.end_process()
+
+
+if __name__ == "__main__":
+    sys.exit(recipe_main())

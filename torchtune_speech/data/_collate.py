@@ -1,0 +1,168 @@
+"""Rows of samples -> the batch that a training step reads."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from torchtune_speech.data._dataset import SpeechDataset
+from torchtune_speech.data._interleave import IGNORE_INDEX
+from torchtune_speech.data._plan import Step
+from torchtune_speech.modules import spec_augment
+
+
+class Batch(TypedDict):
+    """One forward pass.
+
+    ``tokens``, ``labels``, ``input_pos`` and ``document_ids`` are ``[b, s]``; ``labels`` holds the next
+    token where it is supervised and -100 elsewhere; ``input_pos`` restarts in each sample;
+    ``document_ids`` counts the samples of a row from 1, 0 is padding. ``frames`` ``[t, d]`` holds all
+    utterances one after the other, ``frame_lengths`` ``[u]`` their lengths, ``speech_index`` ``[n]`` the
+    flat positions of the placeholders in the same order; the three are None in a step without
+    speech. ``ctc_targets`` and ``ctc_target_lengths`` ``[u]`` are the labels of the utterances.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    input_pos: Tensor
+    document_ids: Tensor
+    frames: Tensor | None
+    frame_lengths: Tensor | None
+    speech_index: Tensor | None
+    ctc_targets: Tensor | None
+    ctc_target_lengths: Tensor | None
+    ids: list[str]
+
+
+def collate_rows(
+    rows: Sequence[Sequence[Mapping[str, Any]]],
+    *,
+    pad_id: int,
+    placeholder_id: int,
+    seq_len: int | None = None,
+    frame_dim: int | None = None,
+) -> Batch:
+    """Lay samples out in rows.
+
+    Args:
+        rows: items of :meth:`SpeechDataset.item`, row by row; a row may be empty.
+        pad_id: token id of padding, at the end of a row only.
+        placeholder_id: token id that stands for a speech vector.
+        seq_len: length of a row; the longest row of the batch when None.
+        frame_dim: width of a frame. When given, the batch has speech tensors even if it
+            happens to hold no utterance.
+
+    Returns:
+        The batch.
+    """
+    if seq_len is None:
+        seq_len = max((sum(len(item["tokens"]) for item in row) for row in rows), default=0) or 1
+    shape = (max(len(rows), 1), seq_len)
+    tokens, labels = torch.full(shape, pad_id), torch.full(shape, IGNORE_INDEX)
+    input_pos, document_ids = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    for r, row in enumerate(rows):
+        start = 0
+        for number, item in enumerate(row, 1):
+            end = start + len(item["tokens"])
+            tokens[r, start:end] = torch.tensor(item["tokens"])
+            labels[r, start:end] = torch.tensor(item["labels"])
+            input_pos[r, start:end] = torch.arange(end - start)
+            document_ids[r, start:end] = number
+            start = end
+    items = [item for row in rows for item in row]
+    batch = Batch(
+        tokens=tokens,
+        labels=labels,
+        input_pos=input_pos,
+        document_ids=document_ids,
+        frames=None,
+        frame_lengths=None,
+        speech_index=None,
+        ctc_targets=None,
+        ctc_target_lengths=None,
+        ids=[item["id"] for item in items],
+    )
+    if frame_dim is not None or any(item["frames"] for item in items):
+        batch.update(_speech_tensors(items, tokens, placeholder_id, frame_dim))
+    return batch
+
+
+def _speech_tensors(
+    items: Sequence[Mapping[str, Any]], tokens: Tensor, placeholder_id: int, frame_dim: int | None
+) -> dict[str, Tensor]:
+    frames = [f for item in items for f in item["frames"]]
+    targets = [t for item in items for t in item["ctc"]]
+    return {
+        "frames": torch.cat(frames).float() if frames else torch.zeros(0, frame_dim),
+        "frame_lengths": torch.tensor([len(f) for f in frames], dtype=torch.long),
+        "speech_index": (tokens.flatten() == placeholder_id).nonzero().flatten(),
+        "ctc_targets": torch.tensor([label for target in targets for label in target], dtype=torch.long),
+        "ctc_target_lengths": torch.tensor([len(t) for t in targets], dtype=torch.long),
+    }
+
+
+class StepBatches(Dataset):
+    """The batches that one process runs in a step: ``batches[step]``.
+
+    Process ``rank`` takes every ``world_size``-th row of the step, and splits its rows into
+    ``accumulation`` batches. A process left without rows gets an empty one, so that all take part in the
+    same collectives.
+
+    Args:
+        dataset: where the samples come from.
+        rank: this process.
+        world_size: number of processes.
+        accumulation: batches a step.
+        seq_len: fixed length of a row, for compiled models; the longest row's when None.
+        augment: arguments of :func:`spec_augment`; None for no augmentation.
+        seed: of the augmentation. A sample's masks depend on the seed, the step and the audio, not
+            on where it is computed.
+    """
+
+    def __init__(
+        self,
+        dataset: SpeechDataset,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        seq_len: int | None = None,
+        augment: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.dataset, self.rank, self.world_size = dataset, rank, world_size
+        self.accumulation, self.seq_len = accumulation, seq_len
+        self.augment, self.seed = dict(augment or {}), seed
+
+    def __getitem__(self, step: Step) -> list[Batch]:
+        """Batches of this process for a step."""
+        mine = step.rows[self.rank :: self.world_size]
+        per_batch = -(-len(step.rows) // (self.world_size * self.accumulation))
+        has_speech = not step.is_twin and any(self.dataset.samples[i].is_speech for i in step.samples)
+        batches = []
+        for start in range(0, per_batch * self.accumulation, per_batch):
+            rows = [[self._item(i, step) for i in row] for row in mine[start : start + per_batch]]
+            if not rows and self.world_size == 1:
+                continue
+            batches.append(
+                collate_rows(
+                    rows,
+                    pad_id=self.dataset.chat.pad_id,
+                    placeholder_id=self.dataset.chat.placeholder_id,
+                    seq_len=self.seq_len,
+                    frame_dim=self.dataset.store.dim if has_speech else None,
+                )
+            )
+        return batches
+
+    def _item(self, index: int, step: Step) -> dict[str, Any]:
+        item = self.dataset.item(index, twin=step.is_twin)
+        if self.augment:
+            item["frames"] = [
+                spec_augment(f, seed=zlib.crc32(f"{self.seed}/{step.number}/{key}".encode()), **self.augment)
+                for f, key in zip(item["frames"], item["keys"], strict=True)
+            ]
+        return item

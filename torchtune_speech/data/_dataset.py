@@ -1,0 +1,146 @@
+"""Samples of a manifest as tokens, labels and encoder frames."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torchtune.utils import get_logger
+from tqdm import tqdm
+
+from torchtune_speech.data._ctc_labels import CTCLabels
+from torchtune_speech.data._interleave import InterleaveSpeech, Llama3ChatFormat
+from torchtune_speech.data._manifest import Sample, text_twin
+from torchtune_speech.data._prompts import PromptTemplates
+from torchtune_speech.errors import InputError
+from torchtune_speech.features import FeatureStore
+
+_log = get_logger("INFO")
+
+
+class SpeechDataset:
+    """Manifest rows, ready to be packed.
+
+    Args:
+        samples: the manifest's rows.
+        chat: the LLM's chat format.
+        templates: prompts of the tasks.
+        store: encoder frames of the audio; None when no sample has any.
+        output_length: frames of an utterance to its number of speech vectors
+            (``projector.output_length``, the only source of that number).
+        max_seq_len: longest allowed sample, in tokens.
+        on_too_long: ``fail`` or ``skip`` samples above that; they are never cut.
+        ctc: label set of the auxiliary CTC loss; None for no CTC targets.
+
+    Raises:
+        InputError: if audio is not in the store, or a sample is too long under ``fail``.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        chat: Llama3ChatFormat,
+        templates: PromptTemplates,
+        store: FeatureStore | None = None,
+        output_length: Callable[[int], int] = int,
+        max_seq_len: int,
+        on_too_long: str = "fail",
+        ctc: CTCLabels | None = None,
+    ) -> None:
+        self.chat, self.templates, self.store = chat, templates, store
+        self.output_length, self.ctc = output_length, ctc
+        self._interleave = InterleaveSpeech(chat)
+        self.samples, self.lengths = _fitting(samples, self._num_tokens, max_seq_len, on_too_long)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def twin_lengths(self) -> np.ndarray:
+        """Length of each sample's text twin, in tokens, 0 where there is none, ``[n]``."""
+        twins = (text_twin(s) for s in tqdm(self.samples, desc="text twins", disable=len(self) < 50_000))
+        return np.array([self._num_tokens(t) if t else 0 for t in twins], dtype=np.int32)
+
+    def item(self, index: int, twin: bool = False) -> dict[str, Any]:
+        """One sample, complete.
+
+        Args:
+            index: number of the sample.
+            twin: its text twin instead.
+
+        Returns:
+            ``id``, ``tokens``, ``labels``, ``frames`` (a tensor ``[t, d]`` for each audio cut),
+            ``keys`` (of the cuts in the store) and ``ctc`` (labels of each cut; empty lists where
+            the transcript of a single cut is not known).
+        """
+        sample = self.samples[index]
+        if twin:
+            sample = text_twin(sample)
+        encoded = self.encode(sample)
+        keys = [cut.key for cut in sample.audio]
+        labels = self.ctc.encode(sample.source_text) if self.ctc and sample.source_text and len(keys) == 1 else []
+        return {
+            "id": sample.id,
+            "tokens": encoded["tokens"],
+            "labels": encoded["labels"],
+            "keys": keys,
+            "frames": [self.store[key] for key in keys],
+            "ctc": [labels for _ in keys],
+        }
+
+    def prompt(self, sample: Sample) -> list[int]:
+        """Tokens of a sample's prompt, up to where the answer begins."""
+        return self.encode(sample, inference=True)["tokens"]
+
+    def frames(self, sample: Sample) -> list[Tensor]:
+        """Encoder frames of a sample's audio cuts, ``[t, d]`` each."""
+        return [self.store[cut.key] for cut in sample.audio]
+
+    def encode(self, sample: Sample, inference: bool = False) -> Mapping[str, Any]:
+        """Tokens and labels of a sample, without its frames.
+
+        Args:
+            sample: a manifest row.
+            inference: the prompt alone, with the assistant's turn opened.
+
+        Returns:
+            ``tokens`` and ``labels``.
+        """
+        messages = self.templates.messages(sample, with_target=not inference)
+        lengths = [self.output_length(self._num_frames(sample, cut.key)) for cut in sample.audio]
+        return self._interleave({"messages": messages, "speech_lengths": lengths}, inference=inference)
+
+    def _num_tokens(self, sample: Sample) -> int:
+        return len(self.encode(sample)["tokens"])
+
+    def _num_frames(self, sample: Sample, key: str) -> int:
+        if self.store is None:
+            raise InputError(f"sample {sample.id}: has audio, but no feature store was given; set dataset.features")
+        if key not in self.store:
+            raise InputError(
+                f"sample {sample.id}: audio {key} is not in the feature store; run extract_features on this manifest"
+            )
+        return self.store.num_frames(key)
+
+
+def _fitting(
+    samples: Sequence[Sample], num_tokens: Callable[[Sample], int], max_seq_len: int, on_too_long: str
+) -> tuple[list[Sample], np.ndarray]:
+    if on_too_long not in ("fail", "skip"):
+        raise InputError(f"dataset.on_too_long: {on_too_long!r} is neither 'fail' nor 'skip'")
+    show = tqdm(samples, desc="tokenising", unit="sample", disable=len(samples) < 50_000)
+    lengths = np.array([num_tokens(s) for s in show], dtype=np.int32)
+    too_long = np.flatnonzero(lengths > max_seq_len)
+    if not len(too_long):
+        return list(samples), lengths
+    first = too_long[0]
+    if on_too_long == "fail":
+        raise InputError(
+            f"sample {samples[first].id}: {lengths[first]} tokens, max_seq_len is {max_seq_len} "
+            f"({len(too_long)} of {len(samples)} samples are too long); raise max_seq_len, or set dataset.on_too_long=skip"
+        )
+    kept = np.flatnonzero(lengths <= max_seq_len)
+    if not len(kept):
+        raise InputError(f"max_seq_len: every sample is longer than {max_seq_len} tokens; raise it")
+    _log.warning("skipped %d of %d samples longer than %d tokens", len(too_long), len(samples), max_seq_len)
+    return [samples[i] for i in kept], lengths[kept]

@@ -1,0 +1,112 @@
+"""The builder that configs name: manifests and a feature store to a data set."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torchtune.models.llama3 import Llama3Tokenizer
+
+from torchtune_speech.data import (
+    Llama3ChatFormat,
+    PromptTemplates,
+    Sample,
+    SpeechDataset,
+    ctc_labels,
+    load_manifest,
+    text_twin,
+)
+from torchtune_speech.features import FeatureStore
+
+
+def speech_dataset(
+    manifest: str | Sequence[str],
+    *,
+    tokenizer: Llama3Tokenizer,
+    max_seq_len: int,
+    features: str | None = None,
+    frame_average: int | None = None,
+    templates: str = "mcif_fixed",
+    tasks: Sequence[str] | None = None,
+    where: Mapping[str, Any] | None = None,
+    speeds: Sequence[float] = (1.0,),
+    output_length: Callable[[int], int] = int,
+    ctc: str | None = None,
+    text_twins: bool = False,
+    on_bad_sample: str = "fail",
+    on_too_long: str = "fail",
+    require_target: bool = True,
+) -> SpeechDataset:
+    """Samples of one or several manifests, speech or text.
+
+    Args:
+        manifest: file or files.
+        tokenizer: of the LLM.
+        max_seq_len: longest allowed sample, in tokens.
+        features: folder of the feature store; None when all samples are text.
+        frame_average: frames averaged at reading, when the store holds them one by one.
+        templates: packaged prompt set, or a YAML file.
+        tasks: keep these tasks only.
+        where: keep rows whose columns have these values, e.g. ``{"split": "train"}``.
+        speeds: copies of each speech sample at these speeds; the store must hold them.
+        output_length: frames to speech vectors, ``projector.output_length``.
+        ctc: label set of the auxiliary CTC loss: ``characters`` or None.
+        text_twins: take the samples' text twins instead, and the text samples as they are.
+        on_bad_sample: ``fail`` or ``skip`` bad rows.
+        on_too_long: ``fail`` or ``skip`` samples longer than ``max_seq_len``.
+        require_target: refuse rows without a target; False for inference.
+
+    Returns:
+        The data set.
+
+    Raises:
+        InputError: if a file is missing, or a row is bad.
+    """
+    manifests = [manifest] if isinstance(manifest, str) else list(manifest)
+    samples = [
+        sample
+        for path in manifests
+        for sample in load_manifest(
+            path,
+            tasks=tasks,
+            where=where,
+            on_bad_sample=on_bad_sample,
+            check_audio=False,  # training reads the feature store, not the audio
+            require_target=require_target,
+        )
+    ]
+    if text_twins:
+        samples = [twin for s in samples if (twin := text_twin(s) if s.is_speech else s)]
+    return SpeechDataset(
+        [copy for sample in samples for copy in at_speeds(sample, speeds)],
+        chat=Llama3ChatFormat(tokenizer),
+        templates=PromptTemplates.from_yaml(templates),
+        store=FeatureStore(features, frame_average) if features else None,
+        output_length=output_length,
+        max_seq_len=max_seq_len,
+        on_too_long=on_too_long,
+        ctc=ctc_labels(ctc),
+    )
+
+
+def at_speeds(sample: Sample, speeds: Sequence[float]) -> list[Sample]:
+    """Speed-perturbed copies of a sample.
+
+    Args:
+        sample: any sample; a text sample is returned once, as it is.
+        speeds: factors; 1.0 is the sample itself.
+
+    Returns:
+        One sample a speed, with ids ``id``, ``id~0.9``.
+    """
+    if not sample.audio:
+        return [sample]
+    return [
+        sample
+        if speed == 1.0
+        else dataclasses.replace(
+            sample,
+            id=f"{sample.id}~{speed:g}",
+            audio=tuple(dataclasses.replace(cut, speed=speed) for cut in sample.audio),
+        )
+        for speed in speeds
+    ]

@@ -1,0 +1,58 @@
+"""Builders of projectors and of SpeechLLM, and weights in and out of Hugging Face folders."""
+
+from torchtune_speech.models._attention_mask import block_causal_mask, decode_mask, prefill_mask
+from torchtune_speech.models._hf_weights import (
+    check_shapes,
+    export_merged,
+    load_hf_weights,
+    load_peft_adapter,
+    peft_config,
+    read_adapter_config,
+    read_safetensors,
+    to_peft,
+)
+from torchtune_speech.models._llama3_1 import (
+    LLAMA3_1_8B,
+    llama_shape_from_hf,
+    lora_speech_llama3_1,
+    lora_speech_llama3_1_8b,
+    lora_speech_llama3_1_from_hf,
+    read_hf_config,
+    speech_llama3_1,
+    speech_llama3_1_8b,
+    speech_llama3_1_from_hf,
+)
+from torchtune_speech.models._projectors import (
+    conformer_projector,
+    mlp_projector,
+    transformer_projector,
+)
+from torchtune_speech.models._speech_llm import SpeechLLM, splice_speech
+
+__all__ = [
+    "LLAMA3_1_8B",
+    "SpeechLLM",
+    "block_causal_mask",
+    "check_shapes",
+    "conformer_projector",
+    "decode_mask",
+    "export_merged",
+    "llama_shape_from_hf",
+    "load_hf_weights",
+    "load_peft_adapter",
+    "lora_speech_llama3_1",
+    "lora_speech_llama3_1_8b",
+    "lora_speech_llama3_1_from_hf",
+    "mlp_projector",
+    "peft_config",
+    "prefill_mask",
+    "read_adapter_config",
+    "read_hf_config",
+    "read_safetensors",
+    "speech_llama3_1",
+    "speech_llama3_1_8b",
+    "speech_llama3_1_from_hf",
+    "splice_speech",
+    "to_peft",
+    "transformer_projector",
+]

@@ -1,0 +1,115 @@
+"""A decoder that reads speech vectors between its token embeddings."""
+
+import torch
+from torch import Tensor, nn
+from torchtune.modules import TransformerDecoder
+
+
+def splice_speech(embeddings_bsd: Tensor, vectors_nd: Tensor, speech_index_n: Tensor) -> Tensor:
+    """Put speech vectors where the placeholders are.
+
+    Args:
+        embeddings_bsd: token embeddings, ``[b, s, d]``.
+        vectors_nd: speech vectors of all utterances of the batch, concatenated, ``[n, d]``.
+        speech_index_n: positions of the placeholders in the flattened ``[b * s]`` batch, in order, ``[n]``.
+
+    Returns:
+        A new tensor ``[b, s, d]`` in the dtype of the embeddings.
+
+    Raises:
+        ValueError: if there are not as many vectors as placeholders; a silent mismatch would
+            hand each utterance the speech of another.
+    """
+    if vectors_nd.shape[0] != speech_index_n.shape[0]:
+        raise ValueError(
+            f"{vectors_nd.shape[0]} speech vectors for {speech_index_n.shape[0]} placeholders: "
+            "the plan's lengths and projector.output_length disagree"
+        )
+    flat = embeddings_bsd.flatten(0, 1)
+    return flat.index_copy(0, speech_index_n, vectors_nd.to(flat.dtype)).view_as(embeddings_bsd)
+
+
+class SpeechLLM(nn.Module):
+    """A torchtune decoder with a projector for speech.
+
+    The forward pass walks the decoder's public parts (embeddings, layers, norm, output) instead
+    of calling it, so that speech vectors can be spliced in and only the selected positions reach
+    the output layer. Nothing in the decoder is patched.
+
+    Args:
+        decoder: torchtune decoder, with or without LoRA.
+        projector: maps encoder frames to speech vectors of the decoder's width
+            (``forward(frames_td, frame_lengths_u) -> vectors_nd``); None for a text-only model.
+
+    Example:
+        >>> model = speech_llama3_1_8b(transformer_projector(in_dim=1024, out_dim=4096))
+        >>> logits = model(tokens, frames=frames, frame_lengths=lengths, speech_index=index)
+    """
+
+    def __init__(self, decoder: TransformerDecoder, projector: nn.Module | None = None) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.projector = projector
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        frames: Tensor | None = None,
+        frame_lengths: Tensor | None = None,
+        speech_index: Tensor | None = None,
+        mask: Tensor | None = None,
+        input_pos: Tensor | None = None,
+        select: Tensor | None = None,
+        return_ctc: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits, at all positions or at the selected ones.
+
+        Args:
+            tokens: token ids with any id at the placeholders, ``[b, s]``.
+            frames: encoder frames of all utterances, concatenated, ``[t, d_in]``. None when the
+                batch holds text alone. When a batch of a speech step happens to hold none, give
+                empty tensors: the projector then runs on a dummy frame, so that every process
+                takes part in the same collectives.
+            frame_lengths: frames of each utterance, ``[u]``.
+            speech_index: flat positions of the placeholders, ``[n]``.
+            mask: attention mask as torchtune's decoder takes it.
+            input_pos: position of each token in its sample, ``[b, s]``.
+            select: flat positions whose logits are wanted, ``[m]``; None for all.
+            return_ctc: also return the projector's CTC logits, ``[n, labels]``.
+
+        Returns:
+            Logits ``[m, vocab]``, or ``[b, s, vocab]`` without ``select``; with ``return_ctc`` a
+            pair of logits and CTC logits.
+        """
+        h = self.decoder.tok_embeddings(tokens)
+        ctc_logits = None
+        if frames is not None:
+            h, ctc_logits = self._add_speech(h, frames, frame_lengths, speech_index, return_ctc)
+        for layer in self.decoder.layers:
+            h = layer(h, mask=mask, input_pos=input_pos)
+        h = self.decoder.norm(h)
+        if select is not None:
+            h = h.flatten(0, 1)[select]
+        logits = self.decoder.output(h)
+        return (logits, ctc_logits) if return_ctc else logits
+
+    def _add_speech(
+        self,
+        h: Tensor,
+        frames: Tensor,
+        frame_lengths: Tensor,
+        speech_index: Tensor,
+        return_ctc: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.projector is None:
+            raise ValueError("this model has no projector and cannot take speech")
+        dummy = frame_lengths.numel() == 0
+        if dummy:
+            frames = frames.new_zeros(1, frames.shape[-1])
+            frame_lengths = frame_lengths.new_ones(1)
+        projected = self.projector(frames, frame_lengths, return_ctc=return_ctc)
+        vectors, ctc_logits = projected if return_ctc else (projected, None)
+        if dummy:
+            return h + 0.0 * vectors.sum().to(h.dtype), ctc_logits
+        return splice_speech(h, vectors, speech_index), ctc_logits

@@ -1,0 +1,134 @@
+"""A SpeechLLM with real weights: frozen LLM, projector, LoRA; in one process or sharded over many."""
+
+import math
+import zlib
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torchtune import training
+from torchtune.modules import TransformerSelfAttentionLayer
+from torchtune.modules.peft import get_adapter_params
+
+from torchtune_speech import config
+from torchtune_speech.errors import InputError
+from torchtune_speech.models import SpeechLLM, check_shapes, load_hf_weights
+from torchtune_speech.training._process import Process
+
+
+def meta_speech_llm(model: DictConfig, projector: nn.Module | None, dtype: torch.dtype) -> SpeechLLM:
+    """The model without memory: frozen weights in ``dtype``, trainable ones in float32.
+
+    Args:
+        model: component node of a SpeechLLM builder.
+        projector: the projector; it is moved to the meta device too.
+        dtype: of the frozen LLM.
+
+    Returns:
+        The model on the meta device.
+    """
+    if projector is not None:
+        projector = projector.to("meta")
+    with torch.device("meta"), training.set_default_dtype(dtype):
+        built = config.instantiate(model, projector=projector)
+    for module in built.decoder.modules():
+        for name in ("lora_a", "lora_b"):
+            if hasattr(module, name):
+                getattr(module, name).float()
+    if projector is not None and built.projector.out_dim != built.decoder.tok_embeddings.embedding_dim:
+        raise InputError(
+            f"projector.out_dim: {built.projector.out_dim}, but the LLM's embeddings are "
+            f"{built.decoder.tok_embeddings.embedding_dim} wide; set projector.out_dim to that"
+        )
+    return built
+
+
+def build_speech_llm(
+    model: DictConfig,
+    *,
+    llm_dir: str | Path,
+    projector: nn.Module | None = None,
+    loaded: dict[str, Tensor] | None = None,
+    process: Process,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    activation_checkpointing: bool = False,
+    compile: bool = False,
+) -> SpeechLLM:
+    """Build the model, load the LLM, and shard it when there are several processes.
+
+    Args:
+        model: component node of a SpeechLLM builder.
+        llm_dir: Hugging Face folder of the LLM.
+        projector: freshly initialised projector, the same in every process.
+        loaded: trained weights (``projector.*``, LoRA) that replace the initial ones.
+        process: this process.
+        dtype: of the frozen LLM; trainable weights are float32.
+        seed: of LoRA's initial values.
+        activation_checkpointing: recompute the decoder's layers in the backward pass.
+        compile: compile the decoder's layers.
+
+    Returns:
+        The model on the process's device, everything frozen.
+
+    Raises:
+        InputError: if weights are missing or do not fit.
+    """
+    initial = {f"projector.{k}": v for k, v in projector.state_dict().items()} if projector is not None else {}
+    built = meta_speech_llm(model, projector, dtype)
+    weights = load_hf_weights(llm_dir)
+    check_shapes(built, weights, llm_dir)
+    weights = weights | initial | initial_lora(built, seed) | (loaded or {})
+    missing = set(built.state_dict()) - set(weights)
+    if missing:
+        raise InputError(f"{llm_dir}: {len(missing)} weights are missing, among them {sorted(missing)[0]}; download the model again")
+    if activation_checkpointing:
+        training.set_activation_checkpointing(built, auto_wrap_policy={TransformerSelfAttentionLayer})
+    if compile:
+        for layer in built.decoder.layers:
+            layer.compile()
+    _load(built, weights, process)
+    return built.requires_grad_(False)
+
+
+def _load(model: SpeechLLM, weights: dict[str, Tensor], process: Process) -> None:
+    """Fill a meta model; rotary caches, which no checkpoint holds, are computed afresh."""
+    if process.world_size > 1:
+        conditions = [lambda name, module: isinstance(module, TransformerSelfAttentionLayer) or name == "projector"]
+        training.shard_model(model, shard_conditions=conditions, cpu_offload=False)
+        training.load_from_full_model_state_dict(model, weights, process.device, strict=True)
+    else:
+        wanted = {name: p.dtype for name, p in model.state_dict().items()}
+        model.load_state_dict(
+            {name: weights[name].to(process.device, dtype) for name, dtype in wanted.items()}, assign=True
+        )
+    with training.set_default_dtype(torch.float32), process.device:
+        for module in model.modules():
+            if hasattr(module, "rope_init"):
+                module.rope_init()
+
+
+def initial_lora(model: SpeechLLM, seed: int) -> dict[str, Tensor]:
+    """LoRA's initial values: A uniform as in the reference implementation, B zero.
+
+    A function of the seed and the name alone, so that every process and every way of building the
+    model starts alike. Source: https://github.com/microsoft/LoRA, ``loralib/layers.py``.
+
+    Args:
+        model: a SpeechLLM, may be on the meta device.
+        seed: of the random values.
+
+    Returns:
+        Name to float32 tensor; empty without LoRA.
+    """
+    adapter = {id(p) for p in get_adapter_params(model.decoder).values()}
+    values = {}
+    for name, p in model.state_dict(keep_vars=True).items():
+        if id(p) not in adapter:
+            continue
+        values[name] = torch.zeros(p.shape)
+        if "lora_a" in name:
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+            nn.init.kaiming_uniform_(values[name], a=math.sqrt(5), generator=generator)
+    return values

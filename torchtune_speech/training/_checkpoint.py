@@ -1,0 +1,250 @@
+"""Stage checkpoints: folders ``step_N`` that are whole or absent, holding data only.
+
+``projector.safetensors``, ``adapter_model.safetensors`` with ``adapter_config.json`` (PEFT), ``stage.json``, and
+``state/`` with what a resumed run needs.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from torchtune_speech.errors import InputError
+from torchtune_speech.files import atomic_write, read_json, write_json
+from torchtune_speech.models import (
+    SpeechLLM,
+    load_peft_adapter,
+    peft_config,
+    read_hf_config,
+    read_safetensors,
+    to_peft,
+)
+from torchtune_speech.training._process import Process
+
+FORMAT = 1
+Groups = Mapping[str, Mapping[str, nn.Parameter]]
+
+
+def save_checkpoint(
+    output_dir: str | Path,
+    step: int,
+    *,
+    model: SpeechLLM,
+    groups: Groups,
+    optimizer: torch.optim.Optimizer,
+    plan_state: Mapping[str, Any],
+    stage: Mapping[str, Any],
+    llm_dir: str | Path,
+    process: Process,
+    keep_last: int | None = None,
+) -> Path:
+    """Write ``output_dir/step_N``; every process takes part, the main one writes.
+
+    Args:
+        output_dir: folder of the run.
+        step: steps done.
+        model: the model.
+        groups: trained parameters, from :func:`trainable_groups`.
+        optimizer: its state is saved.
+        plan_state: state of the plan after the last step.
+        stage: what ``stage.json`` tells of the run; see :func:`stage_info`.
+        llm_dir: folder of the LLM, for the order of LoRA's rows.
+        process: this process.
+        keep_last: remove all but this many newest checkpoints; None keeps all.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(output_dir) / f"step_{step}"
+    weights = {group: {name: _full(p) for name, p in named.items()} for group, named in groups.items()}
+    optimizer_state = {
+        f"{name}/{key}": _full(value)
+        for named in groups.values()
+        for name, parameter in named.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    if process.is_main:
+        if folder.exists():
+            shutil.rmtree(folder)
+        with atomic_write(folder) as part:
+            (part / "state").mkdir(parents=True)
+            _write_weights(part, weights, model, llm_dir)
+            save_file(optimizer_state, part / "state" / "optimizer.safetensors")
+            write_json(part / "state" / "plan.json", plan_state)
+            write_json(part / "stage.json", {"format": FORMAT, "step": step, **stage})
+        for old in list_checkpoints(output_dir)[: -keep_last if keep_last else 0]:
+            shutil.rmtree(old)
+    process.barrier()
+    return folder
+
+
+def _write_weights(
+    part: Path, weights: Mapping[str, dict[str, Tensor]], model: SpeechLLM, llm_dir: str | Path
+) -> None:
+    if "projector" in weights:
+        projector = {name.removeprefix("projector."): t for name, t in weights["projector"].items()}
+        save_file(projector, part / "projector.safetensors")
+    if "lora" in weights:
+        adapter = {name.removeprefix("decoder."): t for name, t in weights["lora"].items()}
+        save_file(to_peft(adapter, read_hf_config(llm_dir)), part / "adapter_model.safetensors")
+        write_json(part / "adapter_config.json", peft_config(**lora_settings(model), base=str(llm_dir)))
+
+
+def stage_info(
+    stage: str, *, config: Mapping[str, Any], fingerprints: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``stage.json`` tells of a run.
+
+    Args:
+        stage: name of the recipe.
+        config: its resolved configuration.
+        fingerprints: of the feature store, the data and the LLM.
+        metrics: last evaluation.
+
+    Returns:
+        JSON data.
+    """
+    packages = ("torchtune-speech", "torch", "torchtune", "torchao", "transformers")
+    return {
+        "stage": stage,
+        "config": config,
+        "versions": {name: version(name) for name in packages},
+        "fingerprints": fingerprints,
+        "metrics": metrics,
+    }
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first.
+
+    Args:
+        output_dir: folder of the run.
+
+    Returns:
+        Their folders.
+    """
+    found = [p for p in Path(output_dir).glob("step_*") if re.fullmatch(r"step_\d+", p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint folder, or the newest one of a run.
+
+    Args:
+        path: ``.../step_N``, or the ``output_dir`` of a run.
+
+    Returns:
+        The checkpoint folder.
+
+    Raises:
+        InputError: if there is none, or its format is newer than this version reads.
+    """
+    path = Path(path)
+    if not (path / "stage.json").is_file():
+        found = list_checkpoints(path)
+        if not found:
+            raise InputError(f"{path}: no checkpoint there; give the output_dir of a finished stage, or one of its step_N folders")
+        path = found[-1]
+    if read_json(path / "stage.json").get("format", 0) > FORMAT:
+        raise InputError(f"{path}: written by a newer version of torchtune-speech; update this one")
+    return path
+
+
+def read_stage(path: str | Path) -> dict[str, Any]:
+    """``stage.json`` of a checkpoint.
+
+    Args:
+        path: see :func:`find_checkpoint`.
+
+    Returns:
+        The parsed file.
+    """
+    return read_json(find_checkpoint(path) / "stage.json")
+
+
+def load_trained(
+    *, projector: str | Path | None = None, adapter: str | Path | None = None, llm_dir: str | Path
+) -> dict[str, Tensor]:
+    """Trained weights of checkpoints under the names of :class:`SpeechLLM`.
+
+    Args:
+        projector: checkpoint whose projector is wanted; None for none.
+        adapter: checkpoint whose LoRA is wanted; None for none. Any PEFT folder will do.
+        llm_dir: folder of the LLM.
+
+    Returns:
+        Name to tensor.
+
+    Raises:
+        InputError: if a checkpoint lacks the part that is wanted.
+    """
+    weights: dict[str, Tensor] = {}
+    if projector is not None:
+        file = find_checkpoint(projector) / "projector.safetensors"
+        if not file.is_file():
+            raise InputError(f"{file.parent}: holds no projector; give a checkpoint of projector or multimodal_fuse")
+        weights |= {f"projector.{name}": t for name, t in read_safetensors(file).items()}
+    if adapter is not None:
+        is_peft = (Path(adapter) / "adapter_model.safetensors").is_file()
+        weights |= load_peft_adapter(adapter if is_peft else find_checkpoint(adapter), llm_dir)
+    return weights
+
+
+def load_state(checkpoint: Path, optimizer: torch.optim.Optimizer, groups: Groups) -> dict[str, Any]:
+    """Restore the optimizer of a resumed run.
+
+    Args:
+        checkpoint: folder ``step_N``.
+        optimizer: of the same parameters; sharded ones get their shard.
+        groups: the same groups as at saving.
+
+    Returns:
+        State of the plan.
+    """
+    named = {name: p for group in groups.values() for name, p in group.items()}
+    for full_name, tensor in read_safetensors(checkpoint / "state" / "optimizer.safetensors").items():
+        name, key = full_name.rsplit("/", 1)
+        if name not in named:
+            raise InputError(f"{checkpoint}: optimizer state of {name}, which this run does not train; resume with the run's own config")
+        parameter = named[name]
+        tensor = tensor.to(parameter.device) if tensor.ndim else tensor
+        if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
+            tensor = distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+        optimizer.state[parameter][key] = tensor
+    return json.loads((checkpoint / "state" / "plan.json").read_text())
+
+
+def lora_settings(model: SpeechLLM) -> dict[str, Any]:
+    """LoRA's settings, read off the model.
+
+    Args:
+        model: a SpeechLLM with LoRA.
+
+    Returns:
+        Arguments of :func:`peft_config`, without ``base``.
+    """
+    adapted = {
+        name.rsplit(".", 1)[-1]: module
+        for name, module in model.decoder.layers[0].named_modules()
+        if hasattr(module, "lora_a")
+    }
+    any_module = next(iter(adapted.values()))
+    return {
+        "lora_attn_modules": [n for n in ("q_proj", "k_proj", "v_proj", "output_proj") if n in adapted],
+        "apply_lora_to_mlp": "w1" in adapted,
+        "rank": any_module.rank,
+        "alpha": any_module.alpha,
+    }
+
+
+def _full(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()

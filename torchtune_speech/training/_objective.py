@@ -1,0 +1,156 @@
+"""Loss of a step: normalised by supervised tokens over batches and processes."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchtune_speech.data import IGNORE_INDEX, Batch
+from torchtune_speech.models import SpeechLLM, block_causal_mask
+from torchtune_speech.modules import ctc_loss_sum
+from torchtune_speech.training._process import Process
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepLoss:
+    """What a step's forward and backward passes gave, over all processes.
+
+    Args:
+        loss: mean cross-entropy of the supervised tokens, in nats.
+        ctc: mean CTC loss per label, in nats; None without CTC.
+        supervised_tokens: number of supervised tokens.
+        tokens: number of tokens without padding, placeholders included.
+        slots: number of positions computed, padding included.
+    """
+
+    loss: float
+    ctc: float | None
+    supervised_tokens: int
+    tokens: int
+    slots: int
+
+
+def forward_backward(
+    model: SpeechLLM,
+    batches: Sequence[Batch],
+    process: Process,
+    *,
+    dtype: torch.dtype = torch.float32,
+    ctc_weight: float = 0.0,
+) -> StepLoss:
+    """Accumulate the gradient of a step's mean loss.
+
+    The mean is over the supervised tokens of all batches and processes, so that neither
+    accumulation nor the number of processes changes it. Parameters whose modules took no part
+    (the projector in a text step) keep their gradient at None.
+
+    Args:
+        model: the model; its gradients are added to.
+        batches: this process's batches of the step.
+        process: this process.
+        dtype: precision of the matrix products; below float32 by autocast.
+        ctc_weight: weight of the projector's CTC loss. Default 0, which skips it.
+
+    Returns:
+        The losses and counts of the step.
+    """
+    supervised, labels, tokens, slots = (int(n) for n in process.sum(*_counts(batches)))
+    use_ctc = ctc_weight > 0 and labels > 0
+    ce_total = ctc_total = 0.0
+    for batch in batches:
+        batch = to_device(batch, process.device)
+        with autocast(process.device, dtype):
+            ce_sum, ctc_sum = batch_loss(model, batch, with_ctc=use_ctc)
+        loss = ce_sum / max(supervised, 1)
+        if use_ctc and ctc_sum is not None:
+            loss = loss + ctc_weight * ctc_sum / labels
+            ctc_total += ctc_sum.detach().item()
+        # FSDP averages gradients over processes; the sums above want adding up.
+        (loss * process.world_size).backward()
+        ce_total += ce_sum.detach().item()
+    ce_total, ctc_total = process.sum(ce_total, ctc_total)
+    return StepLoss(
+        loss=ce_total / max(supervised, 1),
+        ctc=ctc_total / labels if use_ctc else None,
+        supervised_tokens=supervised,
+        tokens=tokens,
+        slots=slots,
+    )
+
+
+def batch_loss(model: SpeechLLM, batch: Batch, with_ctc: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Summed losses of a batch.
+
+    Args:
+        model: the model.
+        batch: on the model's device.
+        with_ctc: also the projector's CTC loss.
+
+    Returns:
+        Cross-entropy summed over the supervised tokens, and CTC loss summed over the labels (None
+        when not asked for, or when the batch has no speech).
+    """
+    with_ctc = with_ctc and batch["frames"] is not None
+    targets = batch["labels"].flatten()
+    select = (targets != IGNORE_INDEX).nonzero().flatten()
+    output = model(
+        batch["tokens"],
+        frames=batch["frames"],
+        frame_lengths=batch["frame_lengths"],
+        speech_index=batch["speech_index"],
+        mask=block_causal_mask(batch["document_ids"]),
+        input_pos=batch["input_pos"],
+        select=select,
+        return_ctc=with_ctc,
+    )
+    logits, ctc_logits = output if with_ctc else (output, None)
+    ce_sum = F.cross_entropy(logits.float(), targets[select], reduction="sum")
+    if not with_ctc:
+        return ce_sum, None
+    if batch["frame_lengths"].numel() == 0:  # only the dummy frame was projected
+        return ce_sum, 0.0 * ctc_logits.float().sum()
+    lengths = model.projector.ctc_length(batch["frame_lengths"])
+    ctc_sum, _ = ctc_loss_sum(ctc_logits, lengths, batch["ctc_targets"], batch["ctc_target_lengths"])
+    return ce_sum, ctc_sum
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device.
+
+    Args:
+        batch: on the CPU.
+        device: where to.
+
+    Returns:
+        The same batch there.
+    """
+    # Lengths stay on the CPU: they shape tensors, and reading them back would wait for the device.
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and not k.endswith("_lengths") else v
+        for k, v in batch.items()
+    }
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Autocast for dtypes below float32; trainable weights stay float32 and are cast where they are used.
+
+    Args:
+        device: where the model computes.
+        dtype: precision of the matrix products.
+
+    Returns:
+        A context manager.
+    """
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def _counts(batches: Sequence[Batch]) -> list[float]:
+    supervised = sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches)
+    labels = sum(int(b["ctc_target_lengths"].sum()) for b in batches if b["ctc_target_lengths"] is not None)
+    tokens = sum(int((b["document_ids"] > 0).sum()) for b in batches)
+    return [supervised, labels, tokens, sum(b["tokens"].numel() for b in batches)]

@@ -1,0 +1,203 @@
+"""Small steps that all training recipes take in the same way."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torchtune.utils import get_logger
+
+from torchtune_speech.data import SpeechDataset, Step, data_fingerprint
+from torchtune_speech.errors import InputError
+from torchtune_speech.features import check_fingerprint
+from torchtune_speech.training._checkpoint import find_checkpoint, list_checkpoints, read_stage
+from torchtune_speech.training._objective import StepLoss
+
+
+_log = get_logger("INFO")
+
+
+class TrainingError(InputError):
+    """Training cannot go on; the message says where it stands and what to do."""
+
+
+def resume_point(output_dir: str | Path, resume: bool) -> Path | None:
+    """The checkpoint to continue from.
+
+    Args:
+        output_dir: folder of the run.
+        resume: whether the user asked to continue.
+
+    Returns:
+        The newest checkpoint, or None to start afresh.
+
+    Raises:
+        InputError: if the folder holds checkpoints and ``resume`` is not set, so that a second run
+            never mixes with the first.
+    """
+    found = list_checkpoints(output_dir)
+    if found and not resume:
+        raise InputError(
+            f"{output_dir}: holds checkpoints up to {found[-1].name}; set resume=true to go on, or name another output_dir"
+        )
+    return find_checkpoint(found[-1]) if found else None
+
+
+def is_due(done: int, every: int | None, last: bool) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens now.
+
+    Args:
+        done: steps done.
+        every: steps in between; None for at the end only.
+        last: whether this is the end.
+
+    Returns:
+        True if so.
+    """
+    return last or (every is not None and done % every == 0)
+
+
+def clip_gradients(groups: Mapping[str, Mapping[str, nn.Parameter]], max_norm: float | None) -> float:
+    """Clip the norm of all gradients together.
+
+    Args:
+        groups: trained parameters.
+        max_norm: largest norm; None only measures.
+
+    Returns:
+        The norm before clipping.
+    """
+    parameters = [p for group in groups.values() for p in group.values()]
+    norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+def check_finite(losses: StepLoss, grad_norm: float, step: Step, dataset: SpeechDataset) -> None:
+    """Stop before a broken gradient reaches the weights.
+
+    Args:
+        losses: of the step.
+        grad_norm: of the step.
+        step: the step.
+        dataset: where its samples come from.
+
+    Raises:
+        TrainingError: if loss or gradient norm is not finite, naming the samples.
+    """
+    if math.isfinite(losses.loss) and math.isfinite(grad_norm):
+        return
+    some = ", ".join(dataset.samples[i].id for i in step.samples[:5])
+    raise TrainingError(
+        f"step {step.number + 1}: loss {losses.loss}, gradient norm {grad_norm} (samples {some}, ...); "
+        "look at these samples, or lower the learning rate, and set resume=true"
+    )
+
+
+def step_metrics(
+    losses: StepLoss, step: Step, *, grad_norm: float, seconds: float, rates: Mapping[str, float]
+) -> dict[str, Any]:
+    """The numbers of a step for ``metrics.jsonl``.
+
+    Args:
+        losses: of the step.
+        step: the step.
+        grad_norm: before clipping.
+        seconds: wall-clock time of the step.
+        rates: learning rates, ``lr_<group>``.
+
+    Returns:
+        The metrics; ``fill`` is the share of computed positions that held tokens.
+    """
+    ctc = {} if losses.ctc is None else {"ctc_loss": losses.ctc}
+    return {
+        "loss": losses.loss,
+        **ctc,
+        "grad_norm": grad_norm,
+        **rates,
+        "source": f"{step.source}{' (text twins)' if step.is_twin else ''}",
+        "epoch": step.epoch,
+        "samples": len(step.samples),
+        "tokens": losses.tokens,
+        "supervised_tokens": losses.supervised_tokens,
+        "fill": losses.tokens / max(losses.slots, 1),
+        "seconds": seconds,
+        "tokens_per_second": losses.tokens / seconds,
+    }
+
+
+def fingerprints(dataset: SpeechDataset, llm_dir: str | Path) -> dict[str, Any]:
+    """What a run was trained on.
+
+    Args:
+        dataset: training data.
+        llm_dir: folder of the LLM.
+
+    Returns:
+        Fingerprints of the data, the feature store (None without) and the LLM.
+    """
+    return {
+        "data": data_fingerprint(dataset.samples),
+        "store": dict(dataset.store.fingerprint) if dataset.store is not None else None,
+        "llm": llm_fingerprint(llm_dir),
+    }
+
+
+def llm_fingerprint(llm_dir: str | Path) -> dict[str, str]:
+    """Folder name of the LLM, and a digest of its config, weight names, shapes and file sizes.
+
+    Args:
+        llm_dir: folder of the LLM.
+
+    Returns:
+        ``{"name": ..., "digest": ...}``. The weights themselves are not read: that would take
+        minutes for a large model.
+    """
+    digest = hashlib.sha256((Path(llm_dir) / "config.json").read_bytes())
+    for file in sorted(Path(llm_dir).glob("*.safetensors")):
+        with open(file, "rb") as f:
+            header = int.from_bytes(f.read(8), "little")
+            digest.update(f"{file.name}/{file.stat().st_size}".encode() + f.read(header))
+    return {"name": Path(llm_dir).resolve().name, "digest": digest.hexdigest()}
+
+
+def check_checkpoint_fits(path: str | Path, found: Mapping[str, Any], *, store: bool) -> None:
+    """Refuse a checkpoint that was trained with another LLM or on other encoder frames.
+
+    Args:
+        path: the checkpoint.
+        found: fingerprints of this run.
+        store: whether its frames matter (they do not for LoRA trained on text).
+
+    Raises:
+        InputError: naming the field that differs.
+    """
+    expected = read_stage(path)["fingerprints"]
+    if expected["llm"]["digest"] != found["llm"]["digest"]:
+        raise InputError(
+            f"{path}: trained with the LLM {expected['llm']['name']!r}, this run uses {found['llm']['name']!r} "
+            "(another model, or changed files); set llm_dir to the folder it was trained with"
+        )
+    if store and expected["store"] and found["store"]:
+        check_fingerprint(expected["store"], found["store"], f"{path} against this run's feature store")
+
+
+def warn_if_incoherent(projector_checkpoint: str | Path | None, max_wer: float = 0.5) -> None:
+    """Warn before fusing a projector that cannot yet be understood: no fusion mends that.
+
+    Args:
+        projector_checkpoint: run or checkpoint of stage A; None is nothing to warn of.
+        max_wer: word error rate on A's dev set above which the warning is given. Default 0.5.
+    """
+    if projector_checkpoint is None:
+        return
+    wer = read_stage(projector_checkpoint).get("metrics", {}).get("asr", {}).get("wer")
+    if wer is not None and wer > max_wer:
+        _log.warning(
+            "%s: its projector had a WER of %.2f on its dev set; train stage A longer first, fusion will not mend it",
+            projector_checkpoint,
+            wer,
+        )
