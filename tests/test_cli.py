@@ -1,0 +1,93 @@
+import shlex
+import sys
+import types
+
+import pytest
+
+from torchtune_speech.cli import main
+
+
+@pytest.fixture
+def command(world, capsys):
+    """Runs a command line in this process; returns (exit code, stdout, stderr)."""
+
+    def run(line):
+        try:
+            code = main(shlex.split(line))
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_ls_lists_recipes_with_their_configs(command, world):
+    (world / "recipes" / "other.py").write_text("")
+    code, out, _ = command("ls")
+    assert code == 0
+    header, greet, other = out.splitlines()
+    assert header.split() == ["RECIPE", "CONFIG", "FOR"]
+    assert greet.split() == ["greet", "small/greet", "says", "hello"]
+    assert other.split()[:2] == ["other", "-"]
+    assert command("ls greet")[1].splitlines() == [header, greet]
+    assert command("ls gret")[2] == "error: gret: no such recipe; did you mean 'greet'?\n"
+
+
+def test_path(command, world):
+    assert command("path greet")[1] == f"{world}/recipes/greet.py\n"
+    assert command("path small/greet.yaml")[1] == f"{world}/configs/small/greet.yaml\n"
+    code, out, err = command("path small/gret")
+    assert (code, out) == (1, "") and "did you mean 'small/greet'?" in err
+
+
+def test_cp_config(command, world, tmp_path):
+    folder = tmp_path / "elsewhere"
+    code, out, err = command("cp small/greet new/my")
+    assert (code, err) == (0, "")
+    assert "tune run greet --config new/my.yaml" in out
+    original = (world / "configs" / "small" / "greet.yaml").read_text()
+    assert (folder / "new" / "my.yaml").read_text() == original
+    (folder / "new" / "my.yaml").write_text("changed")
+    code, out, err = command("cp small/greet new/my.yaml")
+    assert (code, out) == (1, "") and "exists already" in err and "--force" in err
+    assert (folder / "new" / "my.yaml").read_text() == "changed"
+    assert command("cp --force small/greet new/my.yaml")[0] == 0
+    assert (folder / "new" / "my.yaml").read_text() == original
+    assert command("cp small/greet new")[0] == 0
+    assert (folder / "new" / "greet.yaml").read_text() == original
+
+
+def test_cp_recipe_says_how_to_run_it(command, tmp_path):
+    _, out, err = command("cp greet my_greet.py")
+    assert "run it with: tune run my_greet --config small/greet" in out and err == ""
+    _, out, err = command("cp greet deep/er/my_greet")
+    assert "run it with: cd deep/er && tune run my_greet --config small/greet" in out
+    assert (tmp_path / "elsewhere" / "deep" / "er" / "my_greet.py").is_file()
+
+
+def test_cp_recipe_warns_when_the_installed_one_would_run(command, world, monkeypatch):
+    monkeypatch.syspath_prepend(world / "recipes")
+    code, out, err = command("cp greet .")
+    assert code == 0 and "run it with" in out
+    assert err.startswith("warning: `tune run greet` runs the installed module")
+
+
+def test_help_is_the_recipes_own(command):
+    code, out, _ = command("help greet")
+    assert code == 0 and "Greets somebody." in out and "whom to greet" in out
+
+
+def test_verify_prints_problems(command, monkeypatch):
+    stores = {"good": [], "bad": ["bad/shard-0: truncated", "bad/shard-1: missing"]}
+    features = types.SimpleNamespace(verify_store=lambda path: stores[str(path)])
+    monkeypatch.setitem(sys.modules, "torchtune_speech.features", features)
+    assert command("verify good") == (0, "good: no problems\n", "")
+    assert command("verify bad") == (1, "bad/shard-0: truncated\nbad/shard-1: missing\n", "")
+
+
+def test_usage_errors_and_help(command):
+    assert command("")[0] == 2
+    assert command("sl")[0] == 2
+    code, out, _ = command("--help")
+    assert code == 0 and "examples:" in out
+    assert command("--version")[1].startswith("torchtune-speech 0.")

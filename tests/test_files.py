@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from torchtune_speech.errors import InputError, did_you_mean
+from torchtune_speech.files import (
+    atomic_write,
+    iter_jsonl,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
+
+
+def test_atomic_write_leaves_the_old_file_and_no_litter_when_the_block_fails(tmp_path):
+    path = tmp_path / "made" / "file.txt"
+    with atomic_write(path) as temporary:
+        assert temporary.suffix == ".txt" and temporary.parent == path.parent
+        temporary.write_text("old")
+        assert not path.exists()
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_atomic_write_makes_whole_folders(tmp_path):
+    with pytest.raises(ValueError), atomic_write(tmp_path / "step_1") as temporary:
+        temporary.mkdir()
+        (temporary / "a").write_text("1")
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_write(tmp_path / "step_1") as temporary:
+        temporary.mkdir()
+        (temporary / "a").write_text("1")
+    assert [p.name for p in tmp_path.rglob("*")] == ["step_1", "a"]
+
+
+def test_json_lines_round_trip_text_of_any_kind(tmp_path):
+    # U+2028 and a carriage return end a line for str.splitlines, but not for JSON lines.
+    rows = [{"text": "Grüße\u2028你好\r\n\x85"}, {"n": [1.5, None]}]
+    write_jsonl(tmp_path / "rows.jsonl", (row for row in rows))
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+    assert "Grüße" in (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+
+
+def test_json_lines_skip_empty_lines_and_count_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}')
+    assert list(iter_jsonl(path)) == [(1, {"a": 1}), (3, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"a": 1}\n{"a": \n', ["rows.jsonl:2", "not JSON"]),
+        (b'{"a": 1}\n[1]\n', ["rows.jsonl:2", "list"]),
+        (b'{"a": "\xff"}\n', ["rows.jsonl", "UTF-8"]),
+    ],
+)
+def test_bad_json_lines_are_refused_by_place(tmp_path, content, words):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_jsonl(path)
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+def test_json_round_trip_and_its_error(tmp_path):
+    path = tmp_path / "a" / "report.json"
+    write_json(path, {"wer": 0.1, "text": "你好"})
+    assert read_json(path) == {"wer": 0.1, "text": "你好"} == json.loads(path.read_text("utf-8"))
+    path.write_text("{")
+    with pytest.raises(InputError, match="report.json: not JSON"):
+        read_json(path)
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert path.read_text() == "{"
+
+
+def test_did_you_mean():
+    assert did_you_mean("batchsize", ["batch_size", "seed"]) == "; did you mean 'batch_size'?"
+    assert did_you_mean("xyz", ["batch_size", "seed"]) == ""
