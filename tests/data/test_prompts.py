@@ -1,13 +1,14 @@
 import collections
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from torchtune_speech.data import AudioCut, PromptTemplates, Sample, text_twin
+from torchtune_speech.data import AudioCut, PromptTemplates, Sample, load_manifest, text_twin
 from torchtune_speech.errors import InputError
 
 CUTS = (AudioCut("a.wav"), AudioCut("b.wav", 1.0, 2.0))
@@ -331,3 +332,16 @@ def test_broken_or_absent_files(tmp_path):
     (tmp_path / "empty.yaml").write_text("")
     with pytest.raises(InputError, match="not a mapping"):
         PromptTemplates.from_yaml(tmp_path / "empty.yaml")
+
+
+def test_examples_of_the_documentation(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for kind, name in (("json", "m.jsonl"), ("yaml", "t.yaml")):
+        block = re.search(f"```{kind}\n(.*?)```", text, re.DOTALL)[1]
+        (tmp_path / name).write_text(block, encoding="utf-8")
+    prompts = PromptTemplates.from_yaml(tmp_path / "t.yaml")
+    assert len(prompts.pool("slu", "en")) == 2
+    assert prompts.pool("sqa", "fr") == ["Réponds brièvement : {question}"]
+    samples = load_manifest(tmp_path / "m.jsonl", check_audio=False)
+    assert [len(prompts.messages(sample)) for sample in samples] == [2, 2, 2, 2, 4]
+    assert samples[0].audio[0].key in text
