@@ -2,9 +2,12 @@ import shlex
 import sys
 import types
 
+import numpy as np
 import pytest
+import soundfile
 
 from torchtune_speech.cli import main
+from torchtune_speech.files import read_jsonl
 
 
 @pytest.fixture
@@ -83,6 +86,24 @@ def test_verify_prints_problems(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchtune_speech.features", features)
     assert command("verify good") == (0, "good: no problems\n", "")
     assert command("verify bad") == (1, "bad/shard-0: truncated\nbad/shard-1: missing\n", "")
+
+
+def test_manifest_passes_its_options_on(command, tmp_path):
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    for name, text in {"a.txt": "hallo", "a.en.txt": "hello", "a.it.txt": "ciao"}.items():
+        (folder / name).write_text(text)
+    soundfile.write(folder / "a.wav", np.zeros(1600), 16000)
+    code, out, err = command(
+        f"manifest {folder} out.jsonl --source-lang de --target-langs en, --domain lab"
+    )
+    assert code == 0, err
+    assert "wrote out.jsonl: 1 asr, 1 st rows, 0.00 hours" in out
+    asr, st = read_jsonl("out.jsonl")
+    assert (asr["source_lang"], asr["domain"]) == ("de", "lab")
+    assert (st["target_lang"], st["target"]) == ("en", "hello")
+    code, _, err = command("manifest nowhere out.jsonl")
+    assert code == 1 and err.startswith("error: nowhere") and err.count("\n") == 1
 
 
 def test_usage_errors_and_help(command):

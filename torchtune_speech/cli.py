@@ -87,10 +87,28 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "manifest",
         help="make a manifest from a folder of audio and transcripts",
-        description="Pairs every audio file with the text file of the same name beside it.",
+        description="""\
+Writes a manifest of the audio files in a folder that have a transcript. It may be in
+  name.txt beside name.wav; a translation in name.de.txt;
+  transcripts.tsv or .csv with a header: file, text, speaker, and a column a language (de, ...);
+  *.trans.txt as in LibriSpeech.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("folder", type=Path, help="the folder; folders inside are searched too")
-    command.add_argument("out", type=Path, help="the manifest to write (.jsonl)")
+    command.add_argument("out", type=Path, help="the manifest to write (.jsonl or .parquet)")
+    command.add_argument("--source-lang", default="en", help="language spoken (%(default)s)")
+    command.add_argument(
+        "--target-langs",
+        default="de,it,zh",
+        help="languages to look for translations in (%(default)s)",
+    )
+    command.add_argument("--domain", help="name of the corpus; the folder's name if not given")
+    command.add_argument(
+        "--dev-fraction",
+        type=float,
+        default=0.0,
+        help="share of the speakers to mark `split: dev`; 0: no split",
+    )
     command.set_defaults(run=_manifest)
     return parser
 
@@ -170,4 +188,13 @@ def _verify(options: argparse.Namespace) -> int:
 def _manifest(options: argparse.Namespace) -> None:
     from torchtune_speech.data import manifest_from_folder
 
-    manifest_from_folder(options.folder, options.out)
+    report = manifest_from_folder(
+        options.folder,
+        options.out,
+        options.source_lang,
+        target_langs=[lang.strip() for lang in options.target_langs.split(",") if lang.strip()],
+        domain=options.domain,
+        dev_fraction=options.dev_fraction,
+    )
+    rows = ", ".join(f"{count} {task}" for task, count in report.rows.items())
+    print(f"wrote {options.out}: {rows} rows, {report.hours:.2f} hours of audio")
