@@ -120,8 +120,9 @@ def lora_speech_llama3_1(
     Returns:
         The model; LoRA's second matrices are zero, so that it starts as the frozen LLM.
     """
-    own = ("projector", "tie_embeddings", "lora_attn_modules")
-    shape = {k: v for k, v in locals().items() if k not in own}
+    shape = dict(locals())
+    for own in ("projector", "tie_embeddings", "lora_attn_modules"):
+        del shape[own]
     build = llama3_2.lora_llama3_2 if tie_embeddings else llama.lora_llama3_1
     return SpeechLLM(build(lora_attn_modules=list(lora_attn_modules), **shape), projector)
 

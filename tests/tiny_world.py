@@ -1,0 +1,86 @@
+"""A world of seconds: a tiny random Llama with the nano tokenizer, a few utterances of noise."""
+
+import json
+from pathlib import Path
+
+import torch
+from torchtune.models.llama3 import llama3_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from torchtune_speech.features import FeatureWriter, finalize_store
+from torchtune_speech.nano._tokenizer import write_tokenizer
+
+DIM, FRAME_DIM = 32, 12
+SENTENCES = [
+    "The doctor waits in the garden.",
+    "The nurse reads in the library every year.",
+    "The pilot sings.",
+    "The tired actress prays on the mountain.",
+    "The dentist sells six expensive guitars on the island.",
+    "The lawyer dances in the cellar.",
+    "The singer sleeps.",
+    "The doctor reads six books.",
+]
+
+
+def make_llm(folder: Path, *, tie: bool = False, seed: int = 0) -> Path:
+    """A random Llama-3.1 in Hugging Face format, in float32."""
+    folder.mkdir(parents=True)
+    vocab_size = write_tokenizer(folder)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=DIM,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=tie,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 500_000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            initializer_range=0.3,
+        )
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(folder: Path):
+    """torchtune's tokenizer of the tiny LLM."""
+    return llama3_tokenizer(str(folder / "tokenizer.model"), str(folder / "tokenizer.json"))
+
+
+def make_data(folder: Path) -> Path:
+    """A manifest with asr, st, sqa and text rows, and a store with frames of noise."""
+    folder.mkdir(parents=True)
+    rows = []
+    for i, sentence in enumerate(SENTENCES):
+        speech = {"audio": f"{i}.wav", "source_text": sentence, "domain": "tiny", "speaker": f"s{i % 2}"}
+        rows.append({"id": f"{i}-asr", "task": "asr", "target": sentence, **speech})
+        for lang in ("de", "it"):
+            rows.append({"id": f"{i}-st-{lang}", "task": "st", "target_lang": lang, "target": sentence[::-1], **speech})
+        rows.append({"id": f"{i}-sqa", "task": "sqa", "question": "Who?", "target": sentence.split()[1], **speech})
+        rows.append(
+            {"id": f"{i}-mt", "task": "mt", "target_lang": "de", "source_text": sentence, "target": sentence.upper()}
+        )
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    writer_of_frames(folder / "features")
+    return folder
+
+
+def writer_of_frames(folder: Path) -> None:
+    """Frames of noise, 5 to 26 an utterance."""
+    generator = torch.Generator().manual_seed(0)
+    fingerprint = {"encoder": "noise", "dim": FRAME_DIM, "frames_per_second": 50.0}
+    with FeatureWriter(folder, fingerprint, dtype=torch.float32) as writer:
+        for i in range(len(SENTENCES)):
+            writer.add(f"{i}.wav", torch.randn(5 + 3 * i, FRAME_DIM, generator=generator), seconds=1.0 + i)
+    finalize_store(folder)
