@@ -2,8 +2,10 @@
 
 import argparse
 import inspect
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.nano._world import build_world
@@ -16,6 +18,43 @@ Builds the small world of the quickstart. Two steps, each done once and skipped 
   python -m torchtune_speech.nano llm --data runs/nano/data --out runs/nano/llm
       a tokenizer and a small Llama-3.1, pretrained on text, as a Hugging Face folder (minutes)
 """
+_WORLD_NUMBERS = {
+    "num_train": "spoken training sentences: a row each for asr, st to de, it, zh, and sqa",
+    "num_dev": "spoken dev sentences, in voices of their own",
+    "num_test": "spoken test sentences, in voices of their own",
+    "num_text": "sentences of text.jsonl: a row each for mt and qa",
+    "num_lm": "rows of the LLM's pretraining text",
+    "seed": "seed of all chance",
+    "num_workers": "processes that speak (default: one a core, at most two)",
+}
+_LLM_NUMBERS = {
+    "steps": "optimizer steps",
+    "batch_size": "rows a step",
+    "learning_rate": "of AdamW at its peak",
+    "seed": "seed of weights and order",
+}
+
+
+def _build_llm(data: str, out: str, **settings: Any) -> dict[str, Any]:
+    # torch and transformers take seconds to import; who builds the world need not wait for them.
+    from torchtune_speech.nano._llm import pretrain_llm
+
+    return pretrain_llm(data, out, **settings)
+
+
+def _add_numbers(
+    parser: argparse.ArgumentParser, numbers: dict[str, str], defaults: dict[str, Any]
+) -> None:
+    for name, help_text in numbers.items():
+        default = defaults[name]
+        shown = "" if default is None else f" (default: {default})"
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            type=int if default is None else type(default),
+            default=default,
+            metavar="N",
+            help=help_text + shown,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,24 +64,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="world|llm")
-    world = commands.add_parser(
-        "world",
-        help="speech, manifests and text",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    world.add_argument("--out", required=True, help="folder to make")
-    default = {name: p.default for name, p in inspect.signature(build_world).parameters.items()}
-    for name, help_text in {
-        "num_train": "spoken training sentences: a row each for asr, st de/it/zh and sqa",
-        "num_dev": "spoken dev sentences, in voices of their own",
-        "num_test": "spoken test sentences, in voices of their own",
-        "num_text": "sentences of text.jsonl: a row each for mt and qa",
-        "num_lm": "rows of the LLM's pretraining text",
-        "seed": "seed of all chance",
-        "num_workers": "processes that speak (None: one a core, at most two)",
-    }.items():
-        flag = "--" + name.replace("_", "-")
-        world.add_argument(flag, type=int, default=default[name], metavar="N", help=help_text)
+    world = commands.add_parser("world", help="speech, manifests and text")
+    world.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
+    parameters = inspect.signature(build_world).parameters
+    _add_numbers(world, _WORLD_NUMBERS, {name: parameters[name].default for name in _WORLD_NUMBERS})
+    world.set_defaults(build=lambda out, **settings: build_world(out, **settings))
+
+    llm = commands.add_parser("llm", help="tokenizer and small LLM")
+    llm.add_argument("--data", required=True, metavar="FOLDER", help="folder that `world` made")
+    llm.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
+    defaults = {"steps": 1000, "batch_size": 48, "learning_rate": 1.5e-3, "seed": 0}
+    _add_numbers(llm, _LLM_NUMBERS, defaults)
+    llm.set_defaults(build=_build_llm)
     return parser
 
 
@@ -56,10 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 1 after an error the user can mend.
     """
     options = vars(_parser().parse_args(arguments))
+    options.pop("command")
+    build: Callable[..., dict[str, Any]] = options.pop("build")
     try:
-        options.pop("command")
-        world = build_world(options.pop("out"), **options)
-        print(world)
+        print(json.dumps(build(**options), ensure_ascii=False))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -67,7 +67,7 @@ def lm_rows(
             yield _continue(rng, draw)
 
 
-def _phrases(rng: random.Random, count: int) -> list[dict[str, str]]:
+def _phrases(rng: random.Random, count: int, verbs: bool = True) -> list[dict[str, str]]:
     """Draws constituents that differ from each other, each in all languages."""
     drawn: dict[str, dict[str, str]] = {}
     while len(drawn) < count:
@@ -78,7 +78,7 @@ def _phrases(rng: random.Random, count: int) -> list[dict[str, str]]:
             "when": sentence.time,
             "what": sentence.thing,
             "how many": sentence.thing,
-            "verb": True,
+            "verb": verbs,
         }
         kind = rng.choice([kind for kind, part in said.items() if part])
         phrase = {
@@ -87,21 +87,22 @@ def _phrases(rng: random.Random, count: int) -> list[dict[str, str]]:
             else answer_phrase(sentence, kind, lang)
             for lang in LANGUAGES
         }
+        if kind == "verb" and not drawn:
+            continue  # text starts like a sentence or an answer, never with a verb
         drawn.setdefault(phrase["en"], phrase)
     return list(drawn.values())
 
 
-def _punctuate(text: str, lang: str, as_sentence: bool) -> str:
-    if not as_sentence:
-        return text
+def _punctuate(text: str, lang: str) -> str:
     return text + "。" if lang == "zh" else capitalize(text) + "."
 
 
 def _ask(rng: random.Random, text: str, instruction: str) -> str:
-    parts = [text, instruction]
     if rng.random() < 0.3:
-        parts.reverse()
-    return "\n".join(parts)
+        return f"{instruction}\n{text}"
+    if rng.random() < 0.3:  # speech has no full stop before its line break either
+        text = text.rstrip(".。")
+    return f"{text}\n{instruction}"
 
 
 def _repeat(rng: random.Random, draw: Callable[[], Sentence]) -> dict[str, str]:
@@ -112,19 +113,18 @@ def _repeat(rng: random.Random, draw: Callable[[], Sentence]) -> dict[str, str]:
         phrases = [phrase[lang] for phrase in _phrases(rng, rng.randint(2, 4))]
         words = "".join(phrases) if lang == "zh" else " ".join(phrases)
         if lang != "zh" and rng.random() < 0.5:
-            shuffled = words.split()
-            rng.shuffle(shuffled)
-            words = " ".join(shuffled)
-        text = _punctuate(words, lang, rng.random() < 0.7)
+            first, *rest = words.split()
+            rng.shuffle(rest)
+            words = " ".join([first, *rest])
+        text = _punctuate(words, lang)
     return {"kind": "repeat", "prompt": _ask(rng, text, rng.choice(_REPEAT)), "target": text}
 
 
 def _translate_phrases(rng: random.Random) -> dict[str, str]:
     lang = rng.choice(("de", "it", "zh"))
     phrases = _phrases(rng, rng.randint(1, 3))
-    as_sentence = rng.random() < 0.5
     source, target = (
-        _punctuate(_COMMA[side].join(phrase[side] for phrase in phrases), side, as_sentence)
+        _punctuate(_COMMA[side].join(phrase[side] for phrase in phrases), side)
         for side in ("en", lang)
     )
     prompt = _ask(rng, source, rng.choice(_TRANSLATE[lang]))
@@ -134,14 +134,14 @@ def _translate_phrases(rng: random.Random) -> dict[str, str]:
 def _find_span(rng: random.Random) -> dict[str, str]:
     """An English list, and what follows one of its items, asked in any language."""
     lang = rng.choice(LANGUAGES)
-    *listed, other = _phrases(rng, rng.randint(3, 5))
-    text = _punctuate(" , ".join(phrase["en"] for phrase in listed), "en", True)
+    *listed, other = _phrases(rng, rng.randint(3, 5), verbs=False)
+    text = _punctuate(_COMMA["en"].join(phrase["en"] for phrase in listed), "en")
     question, nothing = _AFTER[lang]
     at = rng.randrange(len(listed) - 1)
     if rng.random() < 0.2:
         asked, target = other[lang], nothing
     else:
-        asked, target = listed[at][lang], _punctuate(listed[at + 1][lang], lang, True)
+        asked, target = listed[at][lang], _punctuate(listed[at + 1][lang], lang)
     return {"kind": "span", "prompt": f"{text}\n{question.format(asked)}", "target": target}
 
 
