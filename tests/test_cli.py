@@ -94,11 +94,10 @@ def test_manifest_passes_its_options_on(command, tmp_path):
     for name, text in {"a.txt": "hallo", "a.en.txt": "hello", "a.it.txt": "ciao"}.items():
         (folder / name).write_text(text)
     soundfile.write(folder / "a.wav", np.zeros(1600), 16000)
-    code, out, err = command(
+    code, _, err = command(
         f"manifest {folder} out.jsonl --source-lang de --target-langs en, --domain lab"
     )
     assert code == 0, err
-    assert "wrote out.jsonl: 1 asr, 1 st rows, 0.00 hours" in out
     asr, st = read_jsonl("out.jsonl")
     assert (asr["source_lang"], asr["domain"]) == ("de", "lab")
     assert (st["target_lang"], st["target"]) == ("en", "hello")
