@@ -1,0 +1,183 @@
+"""Packing and the plan: every sample once, exact restarts, any world size, weights kept."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchtune_speech.data import Plan, Source, fill, pack_best_fit
+
+lengths_lists = st.lists(st.integers(1, 64), min_size=1, max_size=200)
+
+
+def one_source(n):
+    return [Source("all", 1.0, np.arange(n))]
+
+
+def steps_of_epoch(plan):
+    first = next(plan)
+    steps = [first]
+    for step in plan:
+        if step.epoch > first.epoch:
+            return steps
+        steps.append(step)
+    return steps
+
+
+@given(lengths_lists)
+def test_packing_holds_every_sample_once_and_no_row_overflows(lengths):
+    rows = pack_best_fit(lengths, 64)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= 64 for row in rows)
+
+
+@given(lengths_lists)
+def test_packing_leaves_at_most_one_row_half_empty(lengths):
+    rows = pack_best_fit(lengths, 64)
+    assert sum(sum(lengths[i] for i in row) <= 32 for row in rows) <= 1
+
+
+def test_packing_fills_rows():
+    lengths = np.random.default_rng(0).integers(40, 120, 4000)
+    rows = pack_best_fit(lengths.tolist(), 512)
+    assert lengths.sum() / (len(rows) * 512) > 0.97
+
+
+def test_a_sample_longer_than_a_row_is_refused():
+    with pytest.raises(ValueError, match="65 tokens"):
+        pack_best_fit([65], 64)
+
+
+@settings(deadline=None)
+@given(lengths_lists, st.integers(1, 5), st.integers(1, 50), st.integers(0, 9), st.booleans())
+def test_every_sample_comes_once_an_epoch(lengths, rows_per_step, block_size, seed, packed):
+    plan = Plan(
+        one_source(len(lengths)),
+        np.array(lengths),
+        max_seq_len=64,
+        rows_per_step=rows_per_step,
+        block_size=block_size,
+        seed=seed,
+        packed=packed,
+    )
+    for epoch in range(2):
+        steps = steps_of_epoch(plan) if epoch == 0 else [second, *steps_of_epoch_rest(plan, len(lengths), second)]
+        assert sorted(i for step in steps for i in step.samples) == list(range(len(lengths)))
+        assert all(len(step.rows) <= rows_per_step for step in steps)
+        if epoch == 0:
+            # steps_of_epoch has taken the first step of the next epoch: find it again.
+            fresh = Plan(
+                one_source(len(lengths)),
+                np.array(lengths),
+                max_seq_len=64,
+                rows_per_step=rows_per_step,
+                block_size=block_size,
+                seed=seed,
+                packed=packed,
+            )
+            second = [next(fresh) for _ in range(len(steps) + 1)][-1]
+
+
+def steps_of_epoch_rest(plan, total, first):
+    """The other steps of an epoch whose first step was taken already."""
+    taken, steps = len(first.samples), []
+    while taken < total:
+        steps.append(next(plan))
+        taken += len(steps[-1].samples)
+    return steps
+
+
+def mixed_plan(**options):
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(20, 64, 300)
+    twins = np.where(np.arange(300) < 200, lengths // 2, 0)
+    sources = [
+        Source("st", 0.5, np.arange(0, 120)),
+        Source("sqa", 0.3, np.arange(120, 200)),
+        Source("asr", 0.2, np.arange(200, 300)),
+    ]
+    return Plan(sources, lengths, twin_lengths=twins, max_seq_len=64, rows_per_step=2, block_size=32, **options)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 150), st.booleans())
+def test_a_restart_goes_on_as_if_nothing_had_happened(taken, paired):
+    plan, restarted = mixed_plan(paired=paired), mixed_plan(paired=paired)
+    state = plan.state_dict()
+    for _ in range(taken):
+        state = next(plan).state
+    restarted.load_state_dict(json.loads(json.dumps(state)))
+    assert [next(plan) for _ in range(30)] == [next(restarted) for _ in range(30)]
+
+
+def test_draws_keep_to_the_weights_at_every_moment():
+    plan = mixed_plan()
+    counts = {"st": 0, "sqa": 0, "asr": 0}
+    for k in range(1, 500):
+        counts[next(plan).source] += 1
+        assert abs(counts["st"] - 0.5 * k) < 1.5
+        assert abs(counts["sqa"] - 0.3 * k) < 1.5
+        assert abs(counts["asr"] - 0.2 * k) < 1.5
+
+
+def test_a_source_is_exhausted_before_it_repeats():
+    plan = mixed_plan()
+    seen = []
+    while len(seen) < 80:
+        step = next(plan)
+        if step.source == "sqa":
+            seen += step.samples
+    assert sorted(seen[:80]) == list(range(120, 200))
+
+
+def test_twin_steps_follow_their_speech_step_with_the_same_samples():
+    plan = mixed_plan(paired=True)
+    steps = [next(plan) for _ in range(200)]
+    for before, after in zip(steps, steps[1:], strict=False):
+        if before.source == "asr":
+            assert not after.is_twin
+        elif not before.is_twin:
+            assert after.is_twin
+            assert after.source == before.source
+            assert sorted(after.samples) == sorted(before.samples)
+            assert len(after.rows) <= len(before.rows)
+    assert any(len(step.rows) == 1 for step in steps if step.is_twin)  # packed again, more tightly
+
+
+def test_an_epoch_ends_with_the_speech_samples():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(20, 64, 200)
+    speech, text = Source("st", 0.5, np.arange(100)), Source("mt", 0.5, np.arange(100, 200), is_speech=False)
+    plan = Plan([speech, text], lengths, max_seq_len=64, rows_per_step=2)
+    drawn = 0
+    for step in (next(plan) for _ in range(400)):
+        assert step.epoch == drawn // 100
+        if step.source == "st":
+            drawn += len(step.samples)
+
+
+def test_the_seed_changes_the_order_and_nothing_else_does():
+    assert [next(mixed_plan(seed=1)) for _ in range(1)] != [next(mixed_plan(seed=2)) for _ in range(1)]
+    a, b = mixed_plan(seed=1), mixed_plan(seed=1)
+    assert [next(a) for _ in range(50)] == [next(b) for _ in range(50)]
+
+
+def test_steps_in_epochs_counts_what_iterating_gives():
+    plan = mixed_plan(paired=True)
+    expected = plan.steps_in_epochs(2)
+    steps = [next(plan) for _ in range(expected + 1)]
+    assert steps[-1].epoch == 2
+    assert steps[-2].epoch == 1
+
+
+def test_a_state_of_other_data_is_refused():
+    plan = mixed_plan()
+    with pytest.raises(ValueError, match="saved plan drew from"):
+        plan.load_state_dict({"cursors": {"all": [0, 0, 0, 0]}, "number": 0, "drawn": 0, "twin_of": None})
+
+
+def test_fill_is_the_share_of_tokens():
+    plan = Plan(one_source(3), np.array([4, 2, 2]), max_seq_len=8, rows_per_step=2)
+    assert fill(next(plan), np.array([4, 2, 2]), 8) == 1.0

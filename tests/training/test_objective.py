@@ -1,0 +1,170 @@
+"""Packed, padded and one by one; accumulation; text steps: the same loss and gradient."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny_world import DIM, FRAME_DIM, make_data, make_llm, make_tokenizer
+
+from torchtune_speech.data import IGNORE_INDEX, Plan, Source, StepBatches
+from torchtune_speech.datasets import speech_dataset
+from torchtune_speech.models import lora_speech_llama3_1_from_hf, load_hf_weights, transformer_projector
+from torchtune_speech.training import Process, forward_backward, initial_lora, trainable_groups
+
+ONE = Process(torch.device("cpu"), 0, 1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    llm_dir = make_llm(folder / "llm")
+    data = make_data(folder / "data")
+    torch.manual_seed(0)
+    projector = transformer_projector(FRAME_DIM, DIM, embed_dim=16, num_layers=2, num_heads=2, ctc_vocab_size=39)
+    dataset = speech_dataset(
+        str(data / "manifest.jsonl"),
+        tokenizer=make_tokenizer(llm_dir),
+        max_seq_len=160,
+        features=str(data / "features"),
+        output_length=projector.output_length,
+        ctc="characters",
+    )
+    model = lora_speech_llama3_1_from_hf(str(llm_dir), projector)
+    lora = {k: torch.randn_like(v) * 0.05 for k, v in initial_lora(model, 0).items()}
+    model.load_state_dict(load_hf_weights(llm_dir) | lora, strict=False)
+    return model, dataset
+
+
+def first_step(dataset, **options):
+    plan = Plan(
+        [Source("all", 1.0, np.arange(len(dataset)))], dataset.lengths, max_seq_len=160, rows_per_step=100, **options
+    )
+    return next(plan)
+
+
+def loss_and_gradient(model, batches, **options):
+    groups = trainable_groups(model, "projector", "lora")
+    model.zero_grad(set_to_none=True)
+    losses = forward_backward(model, batches, ONE, **options)
+    grads = {n: p.grad for g in groups.values() for n, p in g.items()}
+    return losses, torch.cat([g.flatten() for g in grads.values() if g is not None])
+
+
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
+def test_packed_padded_and_one_by_one_agree(world, ctc_weight):
+    model, dataset = world
+    packed, padded = first_step(dataset), first_step(dataset, packed=False)
+    assert max(len(row) for row in packed.rows) > 1
+    ways = {
+        "packed": StepBatches(dataset)[packed],
+        "packed, in four batches": StepBatches(dataset, accumulation=4)[packed],
+        "packed, fixed length": StepBatches(dataset, seq_len=160)[packed],
+        "padded": StepBatches(dataset)[padded],
+        "one by one": StepBatches(dataset, accumulation=len(dataset))[padded],
+    }
+    assert len(ways["one by one"]) == len(dataset)
+    results = {name: loss_and_gradient(model, batches, ctc_weight=ctc_weight) for name, batches in ways.items()}
+    expected, gradient = results.pop("one by one")
+    assert expected.supervised_tokens > 100
+    for name, (losses, other) in results.items():
+        assert losses.loss == pytest.approx(expected.loss, rel=1e-5), name
+        assert (losses.ctc or 0) == pytest.approx(expected.ctc or 0, rel=1e-5), name
+        assert ((other - gradient).norm() / gradient.norm()).item() < 1e-5, name
+        assert losses.supervised_tokens == expected.supervised_tokens, name
+
+
+def test_a_sample_in_a_row_does_not_see_its_neighbours(world):
+    model, dataset = world
+    step = first_step(dataset)
+    batch = StepBatches(dataset)[step][0]
+    groups = trainable_groups(model, "lora")
+    assert groups
+    from torchtune_speech.models import block_causal_mask
+
+    def logits(tokens):
+        return model(
+            tokens,
+            frames=batch["frames"],
+            frame_lengths=batch["frame_lengths"],
+            speech_index=batch["speech_index"],
+            mask=block_causal_mask(batch["document_ids"]),
+            input_pos=batch["input_pos"],
+        )
+
+    row = next(r for r in range(len(batch["tokens"])) if batch["document_ids"][r].max() > 1)
+    changed = batch["tokens"].clone()
+    first = batch["document_ids"][row] == 1
+    changed[row, first] = torch.where(changed[row, first] == dataset.chat.placeholder_id, changed[row, first], 7)
+    with torch.no_grad():
+        before, after = logits(batch["tokens"]), logits(changed)
+    others = batch["document_ids"][row] != 1
+    assert torch.equal(before[row, others], after[row, others])
+    assert not torch.equal(before[row, first], after[row, first])
+
+
+def test_no_padding_inside_a_sample_and_end_of_turn_supervised(world):
+    _, dataset = world
+    batch = StepBatches(dataset, seq_len=160)[first_step(dataset)][0]
+    pad = batch["document_ids"] == 0
+    assert pad.any()
+    assert (batch["tokens"][pad] == dataset.chat.pad_id).all()
+    assert not (batch["tokens"][~pad] == dataset.chat.pad_id).any()
+    for row in pad:
+        assert (row.long().diff() >= 0).all()  # padding only at the end
+    ends = (batch["labels"] == dataset.chat.end_ids[0]).sum()
+    assert ends == len(dataset)
+    assert (batch["labels"][pad] == IGNORE_INDEX).all()
+    starts = (batch["input_pos"] == 0) & ~pad
+    assert starts.sum() == len(dataset)
+
+
+def test_ranks_share_the_rows_of_a_step(world):
+    _, dataset = world
+    step = first_step(dataset)
+    whole = StepBatches(dataset)[step][0]["ids"]
+    for world_size in (2, 3, 4):
+        parts = [StepBatches(dataset, rank=r, world_size=world_size, accumulation=2)[step] for r in range(world_size)]
+        assert len({len(batches) for batches in parts}) == 1
+        ids = [i for batches in parts for b in batches for i in b["ids"]]
+        assert sorted(ids) == sorted(whole)
+
+
+def test_a_rank_without_speech_gets_empty_speech_tensors(world):
+    _, dataset = world
+    text = next(i for i, s in enumerate(dataset.samples) if not s.is_speech)
+    speech = next(i for i, s in enumerate(dataset.samples) if s.is_speech)
+    step = dataclasses.replace(first_step(dataset), rows=((speech,), (text,)))
+    batch = StepBatches(dataset, rank=1, world_size=2)[step][0]
+    assert batch["frames"].shape == (0, FRAME_DIM)
+    only_text = dataclasses.replace(step, rows=((text,), (text,)))
+    assert StepBatches(dataset, rank=1, world_size=2)[only_text][0]["frames"] is None
+
+
+def test_a_text_step_leaves_the_projector_without_gradient(world):
+    model, dataset = world
+    step = dataclasses.replace(first_step(dataset), is_twin=True)
+    rows = tuple(tuple(i for i in row if dataset.samples[i].task in ("st", "sqa")) for row in step.rows)
+    batches = StepBatches(dataset)[dataclasses.replace(step, rows=rows)]
+    losses, _ = loss_and_gradient(model, batches, ctc_weight=0.3)
+    assert losses.loss > 0
+    assert losses.ctc is None
+    assert all(p.grad is None for p in model.projector.parameters())
+
+
+def test_augmentation_depends_on_seed_step_and_audio_only(world):
+    _, dataset = world
+    masks = {"time_masks": 1, "time_width": 4, "freq_masks": 1, "freq_width": 3}
+    step = first_step(dataset)
+    whole = StepBatches(dataset, augment=masks)[step][0]
+    parts = [StepBatches(dataset, augment=masks, rank=r, world_size=2)[step][0] for r in range(2)]
+
+    def by_utterance(batch):
+        return sorted(f.sum().item() for f in batch["frames"].split(batch["frame_lengths"].tolist()))
+
+    together = sorted(by_utterance(parts[0]) + by_utterance(parts[1]))
+    assert by_utterance(whole) == pytest.approx(together)
+    plain = StepBatches(dataset)[step][0]
+    assert by_utterance(plain) != by_utterance(whole)
+    later = StepBatches(dataset, augment=masks)[dataclasses.replace(step, number=1)][0]
+    assert by_utterance(later) != by_utterance(whole)
