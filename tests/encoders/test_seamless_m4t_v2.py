@@ -200,3 +200,15 @@ def test_truncated_weights(folder, tmp_path):
 def test_no_config(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json"):
         seamless_m4t_v2_encoder(tmp_path)
+
+
+def test_meta_device_loads_nothing(folder):
+    tiny = seamless_m4t_v2_encoder(folder, layer=2, device="meta")
+    assert tiny.fingerprint()["weights"] is None and tiny.dim == 32
+
+
+def test_meta_device_without_the_model_has_the_shape_of_the_large_one():
+    encoder = seamless_m4t_v2_encoder("/nowhere/seamless", device="meta", dtype="bf16")
+    parameters = list(encoder.parameters())
+    assert encoder.dim == 1024 and all(p.is_meta and p.dtype == torch.bfloat16 for p in parameters)
+    assert 550e6 < sum(p.numel() for p in parameters) < 650e6

@@ -12,6 +12,7 @@ from torchtune_speech.errors import InputError
 
 # Manifests round their times; a cut may pass the end of its file by this much.
 END_TOLERANCE_S = 0.1
+SKIP_BLOCK = 1 << 20
 
 
 def _open(path: Path) -> soundfile.SoundFile:
@@ -52,6 +53,22 @@ def _cut(
     return start, min(count, total - start)
 
 
+def _read(file: soundfile.SoundFile, start: int, count: int) -> np.ndarray:
+    """Samples [count, channels] from ``start`` on, also where libsndfile seeks inexactly."""
+    lead = 0
+    if file.subtype == "VORBIS":
+        # A seek may end up milliseconds off: https://github.com/libsndfile/libsndfile/issues/885
+        while (skip := min(start - file.tell(), SKIP_BLOCK)) > 0:
+            if len(file.read(skip, dtype="float32")) == 0:
+                break
+    else:
+        # MP3 frames borrow bits of those before: the first after a seek are garbled. And it must
+        # be one call, since soundfile seeks after every read.
+        lead = min(start, file.samplerate) if file.subtype.startswith("MPEG") else 0
+        file.seek(start - lead)
+    return file.read(lead + count, dtype="float32", always_2d=True)[lead:]
+
+
 def audio_seconds(
     path: str | Path, offset_s: float = 0.0, duration_s: float | None = None, speed: float = 1.0
 ) -> float:
@@ -84,8 +101,10 @@ def load_audio(
 ) -> Tensor:
     """Read an audio file, or a cut of it, as one channel at a given sampling rate.
 
-    Reads what libsndfile reads (wav, flac, mp3, ogg, opus and more), only the samples of the cut.
-    Channels are averaged, the sampling rate is converted by soxr in high quality.
+    Reads what libsndfile reads (wav, flac, mp3, ogg, opus and more), only the samples of the cut
+    (of Ogg Vorbis also those before it, as it cannot be entered exactly: better convert long
+    recordings to flac). Channels are averaged, the sampling rate is converted by soxr in high
+    quality.
 
     Args:
         path: audio file.
@@ -110,8 +129,7 @@ def load_audio(
     with _open(path) as file:
         start, count = _cut(file, path, offset_s, duration_s)
         try:
-            file.seek(start)
-            samples = file.read(count, dtype="float32", always_2d=True)
+            samples = _read(file, start, count)
         except soundfile.SoundFileError as error:
             raise InputError(
                 f"{path}: damaged ({str(error).rstrip('.')}); restore it or take it out of the "

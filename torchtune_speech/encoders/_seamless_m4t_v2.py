@@ -112,7 +112,8 @@ def seamless_m4t_v2_encoder(
         layer: the frames are the output of this layer, counted from 1. The last one (24) is taken
             after the stack's final norm, an earlier one is the raw output of its layer.
         dtype: of the computation and of the frames: a torch dtype, "fp32" or "bf16".
-        device: where to compute.
+        device: where to compute. "meta" reads no weights, for planning; where there is no such
+            model it takes the shape of the published large one.
         max_batch_seconds: seconds of audio encoded at once, padding included. Memory for
             attention grows with the square of the longest waveform: cut recordings to a minute or
             so.
@@ -134,7 +135,8 @@ def seamless_m4t_v2_encoder(
     )
 
     path = os.fspath(path)
-    config = _load_config(path)
+    device = torch.device(device)
+    config = _load_config(path, large_if_absent=device.type == "meta")
     last = config.speech_encoder_layers
     if not 1 <= layer <= last:
         raise InputError(f"{path}: layer is {layer}; the speech encoder has layers 1 to {last}")
@@ -147,7 +149,11 @@ def seamless_m4t_v2_encoder(
     )
     if layer < last:
         modules["encoder"].layer_norm = nn.Identity()
-    digest = _load_weights(path, modules, _dtype(dtype), torch.device(device))
+    if device.type == "meta":
+        digest = None
+        modules.to(_dtype(dtype))
+    else:
+        digest = _load_weights(path, modules, _dtype(dtype), device)
     fingerprint = {
         "encoder": "seamless_m4t_v2",
         "id": Path(path).resolve().name if Path(path).is_dir() else path,
@@ -174,17 +180,21 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
 def _file(path: str, name: str) -> Path | None:
     """A file of a model folder or of a model on the Hub; None if the model has no such file."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     if Path(path).is_dir():
         file = Path(path) / name
         return file if file.is_file() else None
     try:
         return Path(hf_hub_download(path, name))
-    except EntryNotFoundError as error:
-        # Its subclass says that the file is not in the cache and the Hub cannot be reached.
-        if type(error) is not EntryNotFoundError and isinstance(error, FileNotFoundError):
-            raise _no_model(path) from error
+    except LocalEntryNotFoundError as error:  # not in the cache, and the Hub is out of reach
+        raise _no_model(path) from error
+    except EntryNotFoundError:
         return None
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         raise _no_model(path) from error
@@ -197,11 +207,16 @@ def _no_model(path: str) -> InputError:
     )
 
 
-def _load_config(path: str) -> Any:
+def _load_config(path: str, large_if_absent: bool) -> Any:
     """Configuration of the model, checked to be one that this encoder can read."""
     from transformers import SeamlessM4Tv2Config
 
-    file = _file(path, "config.json")
+    try:
+        file = _file(path, "config.json")
+    except InputError:
+        if large_if_absent:
+            return SeamlessM4Tv2Config()
+        raise
     if file is None:
         raise InputError(f"{path}: no config.json in it; give a folder in Hugging Face format")
     try:

@@ -8,7 +8,12 @@ from torchtune_speech.features._store import (
     read_store_info,
 )
 from torchtune_speech.features._verify import verify_store
-from torchtune_speech.features._writer import FeatureWriter, finalize_store, stored_keys
+from torchtune_speech.features._writer import (
+    FeatureWriter,
+    check_store,
+    finalize_store,
+    stored_keys,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -17,6 +22,7 @@ __all__ = [
     "average_frames",
     "averaged_length",
     "check_fingerprint",
+    "check_store",
     "finalize_store",
     "read_store_info",
     "stored_keys",

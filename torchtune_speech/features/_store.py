@@ -53,13 +53,19 @@ def read_store_info(path: str | Path) -> dict[str, Any]:
     return info
 
 
-def check_fingerprint(expected: Mapping[str, Any], found: Mapping[str, Any], what: str) -> None:
+def check_fingerprint(
+    expected: Mapping[str, Any],
+    found: Mapping[str, Any],
+    what: str,
+    cure: str = "use the feature store that belongs to it, or extract the features again",
+) -> None:
     """Refuse frames that another encoder, layer or averaging made.
 
     Args:
         expected: fingerprint that is needed, of a checkpoint say.
         found: fingerprint that is there, of a feature store say.
         what: what carries ``found``, the start of the error line; a path mostly.
+        cure: what to do, the end of the error line.
 
     Raises:
         InputError: naming every field that differs, if any does.
@@ -69,10 +75,7 @@ def check_fingerprint(expected: Mapping[str, Any], found: Mapping[str, Any], wha
         differences = ", ".join(
             f"{f} is {found.get(f)!r} where {expected.get(f)!r} is needed" for f in fields
         )
-        raise InputError(
-            f"{what}: fingerprint does not fit: {differences}; use the feature store that belongs "
-            "to it, or extract the features again with these settings"
-        )
+        raise InputError(f"{what}: fingerprint does not fit: {differences}; {cure}")
 
 
 class FeatureStore:

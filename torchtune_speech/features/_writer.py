@@ -89,6 +89,35 @@ def stored_keys(path: str | Path) -> set[str]:
     }
 
 
+def check_store(path: str | Path, fingerprint: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Check that frames can be added to a store, writing nothing.
+
+    Args:
+        path: folder of the store; need not exist.
+        fingerprint: fingerprint of the frames, with ``frame_average``.
+        dtype: dtype of the stored frames.
+
+    Raises:
+        InputError: if the folder holds a store of another fingerprint, dtype or version, or shards
+            of an unknown store.
+    """
+    path = Path(path)
+    if not (path / STORE_FILE).exists():
+        if path.exists() and (not path.is_dir() or any(path.glob(SHARD_GLOB))):
+            raise InputError(
+                f"{path}: is not a feature store; choose another output_dir or delete it"
+            )
+        return
+    info = read_store_info(path)
+    cure = "use the settings it was made with, or another output_dir"
+    check_fingerprint(fingerprint, info["fingerprint"], str(path), cure)
+    if info["dtype"] != (name := str(dtype).removeprefix("torch.")):
+        raise InputError(
+            f"{path}: dtype is {info['dtype']} in the store but {name} is wanted; use the same "
+            "dtype or another output_dir"
+        )
+
+
 def finalize_store(path: str | Path) -> int:
     """Merge what the shards say of themselves into ``index.parquet``.
 
@@ -116,6 +145,8 @@ def finalize_store(path: str | Path) -> int:
                 f"{path}: {row['id']!r} is both in {row['shard']} and {following['shard']}; "
                 "delete one of the two and run extract_features again"
             )
+    for leftover in path.glob(".shard-*"):  # of processes that were killed while writing
+        leftover.unlink()
     with atomic_write(path / INDEX_FILE) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), temporary)
     return len(rows)
@@ -161,6 +192,7 @@ class FeatureWriter:
         self.dtype = dtype
         self.rank = rank
         self.bytes_written = 0
+        self.frames_written = 0
         self._shard_bytes = int(shard_mb * 1e6)
         self._tensors: dict[str, Tensor] = {}
         self._index: dict[str, tuple[int, float, int]] = {}
@@ -170,26 +202,14 @@ class FeatureWriter:
         self._next_shard = self._first_free_number()
 
     def _open_store(self) -> None:
-        dtype = str(self.dtype).removeprefix("torch.")
+        check_store(self.path, self.fingerprint, self.dtype)
         if (self.path / STORE_FILE).exists():
-            info = read_store_info(self.path)
-            check_fingerprint(self.fingerprint, info["fingerprint"], what=str(self.path))
-            if info["dtype"] != dtype:
-                raise InputError(
-                    f"{self.path}: dtype is {info['dtype']} in the store but {dtype} in the "
-                    "config; use the same dtype or another output_dir"
-                )
             return
-        if any(self.path.glob(SHARD_GLOB)):
-            raise InputError(
-                f"{self.path}: has shards but no {STORE_FILE}; choose another output_dir or "
-                "delete the folder"
-            )
         self.path.mkdir(parents=True, exist_ok=True)
         info = {
             "format_version": FORMAT_VERSION,
             "fingerprint": self.fingerprint,
-            "dtype": dtype,
+            "dtype": str(self.dtype).removeprefix("torch."),
         }
         write_json(self.path / STORE_FILE, info)
 
@@ -235,6 +255,7 @@ class FeatureWriter:
         with atomic_write(self.path / name) as temporary:
             save_file(self._tensors, temporary, metadata=metadata)
         self.bytes_written += self._pending_bytes
+        self.frames_written += sum(map(len, self._tensors.values()))
         self._next_shard += 1
         self._pending_bytes = 0
         self._tensors, self._index = {}, {}
@@ -254,8 +275,8 @@ class FeatureWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write the last shard; after an error keep whole shards only."""
-        if kind is None:
+        """Write the last shard, after Ctrl-C too; after an error keep whole shards only."""
+        if kind is None or issubclass(kind, KeyboardInterrupt):
             self.flush()
         else:
             self.discard_if_empty()
