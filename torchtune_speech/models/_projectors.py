@@ -36,22 +36,23 @@ class EncoderProjector(nn.Module):
         out_dim: width of the LLM's embeddings.
         embed_dim: width of the layers.
         layers: called as ``layer(x_td, packing, rotary)``.
-        norm: what stands between the layers and the last linear map; layer
-            normalisation by default.
+        norm: what stands between the layers and the last linear map; layer normalisation by
+            default.
         stack: consecutive frames joined into one vector before the layers.
         out_stack: consecutive vectors joined into one after the layers and the CTC head: CTC
             wants more frames than symbols, an LLM wants few.
-        input_norm: layer normalisation of each frame. It takes a frame's loudness away,
-            which may matter to filter banks and does not to encoder frames.
+        input_norm: layer normalisation of each frame. It takes a frame's loudness away, which may
+            matter to filter banks and does not to encoder frames.
         rotary_dim: width of an attention head for rotary positions.
         max_positions: number of learned positions, added before the layers.
         dropout: on what enters the layers.
         ctc_vocab_size: symbols of a CTC head, blank included; None for no head.
-        ctc_layer: layer, counted from 1, after which the CTC head sits; the last by
-            default, 0 is before the first.
-        output_scale: multiplies the initial weights of the last layer. At 1 the elements
-            of a speech vector start with a standard deviation of 0.6, at 0.02 near the size of
-            the embeddings of a large LLM, in whose residual stream they then weigh like words.
+        ctc_layer: layer, counted from 1, after which the CTC head sits; the last by default, 0 is
+            before the first.
+        output_scale: multiplies the initial weights of the last linear map. At 1 the elements of
+            a speech vector start with a standard deviation near 0.6 (after layer normalisation);
+            the token embeddings of an LLM have about 0.01 to 0.02 where it is large. The nearer
+            the two, the more a speech vector weighs like a word in the residual stream.
 
     Raises:
         ValueError: if ``ctc_layer`` is not one of the layers.
@@ -113,10 +114,10 @@ class EncoderProjector(nn.Module):
         """Number of speech vectors of an utterance: the one source for placeholders.
 
         Args:
-            frames (int | Tensor): encoder frames of the utterance, or of many, any shape.
+            frames: encoder frames of one utterance, or of many, any shape.
 
         Returns:
-        As many speech vectors; 0 for 0 frames, at least 1 for any other.
+            As many speech vectors; 0 for 0 frames, at least 1 for any other.
         """
         return stacked_length(self.ctc_length(frames), self.out_stack)
 
@@ -130,21 +131,28 @@ class EncoderProjector(nn.Module):
         """Project a batch.
 
         Args:
-            frames_td (Tensor): frames of all utterances, packed, shape ``[t, in_dim]``; cast to
-                the dtype of the parameters.
-            frame_lengths_u (Tensor): frames of each utterance, shape ``[u]``. Keep it on the CPU:
-                on a GPU it has to be copied back first.
-            return_ctc (bool): return the logits of the CTC head as well.
+            frames_td: frames of all utterances, packed, ``[t, in_dim]``; cast to the dtype of the
+                parameters.
+            frame_lengths_u: frames of each utterance, ``[u]``. Keep it on the CPU: from a GPU it
+                has to be copied back first.
+            return_ctc: return the logits of the CTC head as well.
 
         Returns:
-        Speech vectors, packed, shape ``[n, out_dim]`` where n
-                is the sum of ``output_length(frame_lengths_u)``; with ``return_ctc`` also logits
-                of shape ``[sum(ctc_length(frame_lengths_u)), ctc_vocab_size]``.
+            Speech vectors, packed, ``[n, out_dim]`` where n is the sum of
+            ``output_length(frame_lengths_u)``; with ``return_ctc`` a pair of them and CTC logits
+            ``[sum(ctc_length(frame_lengths_u)), ctc_vocab_size]``.
 
         Raises:
+            InputError: if the frames have another width, or an utterance is longer than learned
+                positions reach.
             ValueError: if the lengths do not add up to the frames, or there is no CTC head.
         """
-        lengths_u = frame_lengths_u.cpu()
+        if frames_td.shape[-1] != self.in_dim:
+            raise InputError(
+                f"projector: frames are {frames_td.shape[-1]} wide, in_dim is {self.in_dim}; "
+                "use the feature store that fits the projector, or set in_dim"
+            )
+        lengths_u = frame_lengths_u.to("cpu", torch.long)
         if int(lengths_u.sum()) != len(frames_td):
             raise ValueError(f"{len(frames_td)} frames, but lengths of {int(lengths_u.sum())}")
         if return_ctc and self.ctc_proj is None:
@@ -207,8 +215,7 @@ def transformer_projector(
         num_layers: number of layers.
         embed_dim: width of the layers; ``in_dim`` by default.
         num_heads: attention heads; one for every 64 of ``embed_dim`` by default.
-        ffn_dim: hidden width of the feed-forward networks; 4 times ``embed_dim`` by
-            default.
+        ffn_dim: hidden width of the feed-forward networks; 4 times ``embed_dim`` by default.
         activation: ``gelu``, ``silu`` or ``swiglu``.
         dropout: on what enters the layers, on residual branches and hidden units.
         positions: ``rotary`` works at any length, ``learned`` up to ``max_positions``.

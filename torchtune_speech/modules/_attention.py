@@ -16,7 +16,7 @@ def rotary_angles(positions_t: Tensor, head_dim: int, base: float = 10_000.0) ->
     after building on the meta device.
 
     Args:
-        positions_t: position of each frame in its utterance, shape ``[t]``.
+        positions_t: position of each frame in its utterance, ``[t]``.
         head_dim: width of an attention head; even.
         base: slowest wavelength is about ``2 * pi * base`` frames.
 
@@ -34,7 +34,7 @@ def apply_rotary(x_thd: Tensor, rotary: Rotary) -> Tensor:
     """Turn the two halves of each head by the angles of its position.
 
     Args:
-        x_thd: queries or keys, shape ``[t, ..., head_dim]``.
+        x_thd: queries or keys, ``[t, ..., head_dim]``.
         rotary: what :func:`rotary_angles` returns.
 
     Returns:
@@ -51,7 +51,7 @@ def packed_attention(qkv_t3hd: Tensor, packing: Packing) -> Tensor:
     """Scaled dot-product attention in which an utterance sees all of itself and nothing else.
 
     Args:
-        qkv_t3hd: queries, keys and values, shape ``[t, 3, heads, head_dim]``.
+        qkv_t3hd: queries, keys and values, ``[t, 3, heads, head_dim]``.
         packing: where the utterances lie.
 
     Returns:
@@ -94,12 +94,12 @@ class PackedSelfAttention(nn.Module):
         """Attend.
 
         Args:
-            x_td (Tensor): packed frames, shape ``[t, embed_dim]``.
-            packing (Packing): where the utterances lie.
-            rotary (Rotary | None): angles of the positions; None for no rotary embedding.
+            x_td: packed frames, ``[t, embed_dim]``.
+            packing: where the utterances lie.
+            rotary: angles of the positions; None for no rotary embedding.
 
         Returns:
-        Shape ``[t, embed_dim]``.
+            Packed frames, ``[t, embed_dim]``.
         """
         qkv = self.qkv_proj(x_td).unflatten(-1, (3, self.num_heads, self.head_dim))
         if rotary is not None:

@@ -74,12 +74,12 @@ class TransformerEncoderLayer(nn.Module):
         """Apply the layer.
 
         Args:
-            x_td (Tensor): packed frames, shape ``[t, embed_dim]``.
-            packing (Packing): where the utterances lie.
-            rotary (Rotary | None): angles of the positions.
+            x_td: packed frames, ``[t, embed_dim]``.
+            packing: where the utterances lie.
+            rotary: angles of the positions.
 
         Returns:
-        Shape ``[t, embed_dim]``.
+            Packed frames, ``[t, embed_dim]``.
         """
         x_td = x_td + self.dropout(self.attn(self.sa_norm(x_td), packing, rotary))
         return x_td + self.dropout(self.mlp(self.mlp_norm(x_td)))
@@ -140,11 +140,11 @@ class ConformerConvolution(nn.Module):
         """Convolve over time within each utterance.
 
         Args:
-            x_td (Tensor): packed frames, shape ``[t, embed_dim]``.
-            packing (Packing): where the utterances lie.
+            x_td: packed frames, ``[t, embed_dim]``.
+            packing: where the utterances lie.
 
         Returns:
-        Shape ``[t, embed_dim]``.
+            Packed frames, ``[t, embed_dim]``.
         """
         x_td = F.glu(self.in_proj(x_td), dim=-1)
         (gap,) = self.depthwise.padding
@@ -193,12 +193,12 @@ class ConformerEncoderLayer(nn.Module):
         """Apply the layer.
 
         Args:
-            x_td (Tensor): packed frames, shape ``[t, embed_dim]``.
-            packing (Packing): where the utterances lie.
-            rotary (Rotary | None): angles of the positions.
+            x_td: packed frames, ``[t, embed_dim]``.
+            packing: where the utterances lie.
+            rotary: angles of the positions.
 
         Returns:
-        Shape ``[t, embed_dim]``.
+            Packed frames, ``[t, embed_dim]``.
         """
         x_td = x_td + 0.5 * self.dropout(self.mlp1(self.mlp1_norm(x_td)))
         x_td = x_td + self.dropout(self.attn(self.sa_norm(x_td), packing, rotary))

@@ -16,8 +16,8 @@ def pad_packed(
     """Lay packed utterances out as a right-padded batch.
 
     Args:
-        frames_td: all utterances one after another, shape ``[t, d]``.
-        lengths_u: frames of each utterance, shape ``[u]``, adding up to ``t``. Kept on
+        frames_td: all utterances one after another, ``[t, d]``.
+        lengths_u: frames of each utterance, ``[u]``, adding up to ``t``. Kept on
             the CPU it spares a GPU the synchronisation that ``max_length`` spares as well.
         max_length: padded length; the longest utterance by default.
 
@@ -46,12 +46,12 @@ def unpad(padded_uld: Tensor, lengths_u: Tensor, num_frames: int | None = None) 
     """Take the real frames out of a right-padded batch; the inverse of :func:`pad_packed`.
 
     Args:
-        padded_uld: padded frames, shape ``[u, l, d]``.
-        lengths_u: frames of each utterance, shape ``[u]``.
+        padded_uld: padded frames, ``[u, l, d]``.
+        lengths_u: frames of each utterance, ``[u]``.
         num_frames: sum of ``lengths_u`` where it is known; spares a synchronisation.
 
     Returns:
-        Packed frames, shape ``[t, d]``.
+        Packed frames, ``[t, d]``.
     """
     if num_frames is None:
         num_frames = int(lengths_u.sum())
@@ -60,7 +60,7 @@ def unpad(padded_uld: Tensor, lengths_u: Tensor, num_frames: int | None = None) 
 
 
 def _padded_index(lengths_u: Tensor, max_length: int, num_frames: int) -> Tensor:
-    """Row of each packed frame in the flattened padded batch, shape ``[t]``."""
+    """Row of each packed frame in the flattened padded batch, ``[t]``."""
     starts_u = lengths_u.cumsum(0) - lengths_u
     rows_u = torch.arange(lengths_u.numel(), device=lengths_u.device) * max_length
     shift_t = torch.repeat_interleave(rows_u - starts_u, lengths_u, output_size=num_frames)
@@ -79,12 +79,12 @@ def stack_packed(frames_td: Tensor, lengths_u: Tensor, stack: int) -> Tensor:
     vector holds frames of two utterances.
 
     Args:
-        frames_td: packed frames, shape ``[t, d]``.
-        lengths_u: frames of each utterance, shape ``[u]``; on the CPU for speed.
+        frames_td: packed frames, ``[t, d]``.
+        lengths_u: frames of each utterance, ``[u]``; on the CPU for speed.
         stack: frames in one vector; 1 returns the frames as they are.
 
     Returns:
-        Packed vectors, shape ``[sum(ceil(length / stack)), stack * d]``.
+        Packed vectors, ``[sum(ceil(length / stack)), stack * d]``.
     """
     if stack == 1:
         return frames_td
@@ -107,25 +107,24 @@ def length_groups(
     Args:
         lengths: frames of each utterance.
         max_padding: largest share of padding in a group.
-        min_frames: padded frames that a group must reach before another is opened: below
-            that, the padding costs less than one more pass.
+        min_frames: padded frames that a group must reach before another is opened: below that,
+            the padding costs less than one more pass.
 
     Returns:
         Utterance numbers of each group; utterances without frames are in none.
     """
     groups: list[list[int]] = []
-    longest = frames = 0
-    for utterance in sorted(range(len(lengths)), key=lambda u: -lengths[u]):
+    padded = real = 0  # frames of the group that is being filled, with and without padding
+    order = sorted((u for u, length in enumerate(lengths) if length), key=lambda u: -lengths[u])
+    for utterance in order:
         length = lengths[utterance]
-        if length == 0:
-            break
-        room = longest * (len(groups[-1]) + 1) if groups else 0
-        full = longest * len(groups[-1]) >= min_frames if groups else True
-        if full and frames + length < (1 - max_padding) * room or not groups:
+        longest = lengths[groups[-1][0]] if groups else 0
+        wasteful = real + length < (1 - max_padding) * (padded + longest)
+        if not groups or (padded >= min_frames and wasteful):
             groups.append([])
-            longest, frames = length, 0
+            longest, padded, real = length, 0, 0
         groups[-1].append(utterance)
-        frames += length
+        padded, real = padded + longest, real + length
     return groups
 
 
@@ -138,16 +137,16 @@ class Packing:
     layout (such as variable-length attention kernels).
 
     Args:
-        lengths_u: frames of each utterance, shape ``[u]``, on the CPU.
-        positions_t: position of each frame in its utterance, shape ``[t]``.
-        utterance_t: number of the utterance that each frame belongs to, shape ``[t]``.
+        lengths_u: frames of each utterance, ``[u]``, on the CPU.
+        positions_t: position of each frame in its utterance, ``[t]``.
+        utterance_t: number of the utterance that each frame belongs to, ``[t]``.
         shapes: utterances and padded length of each length group.
-        masks: for each group a boolean mask ``[u, 1, 1, l]``, True on
-            real frames; None where all its utterances have the same length.
-        pad_index: packed frame for each padded place, all groups flattened one
-            after another. Padding repeats the last frame of its own utterance, so that whatever
-            another utterance holds cannot reach it. None: the packed order is the padded one.
-        unpad_index: padded place of each packed frame, shape ``[t]``.
+        masks: a boolean mask ``[u, 1, 1, l]`` for each group, True on real frames; None where all
+            its utterances have the same length.
+        pad_index: packed frame for each padded place, all groups flattened one after another.
+            Padding repeats the last frame of its own utterance, so that nothing another utterance
+            holds, not even NaN, can reach it. None where the packed order is the padded one.
+        unpad_index: padded place of each packed frame, ``[t]``.
     """
 
     lengths_u: Tensor
@@ -164,37 +163,36 @@ class Packing:
         lengths_u: Tensor,
         device: torch.device | str = "cpu",
         max_padding: float = 0.15,
-        min_frames: int = 512,
+        min_frames: int | None = None,
     ) -> "Packing":
         """Plan the layout of one batch; everything is computed on the CPU, then moved.
 
         Args:
-            lengths_u (Tensor): frames of each utterance, shape ``[u]``.
-            device (torch.device | str): where the frames are.
-            max_padding (float): see :func:`length_groups`.
-            min_frames (int): see :func:`length_groups`.
+            lengths_u: frames of each utterance, ``[u]``.
+            device: where the frames are.
+            max_padding: see :func:`length_groups`.
+            min_frames: see :func:`length_groups`; by default 512 on a CPU and 16,384 elsewhere,
+                where one more pass costs more than padding.
 
         Returns:
-        The layout.
+            The layout.
         """
-        lengths_u = lengths_u.cpu()
-        lengths: list[int] = lengths_u.tolist()
+        if min_frames is None:
+            min_frames = 512 if torch.device(device).type == "cpu" else 16_384
+        lengths_u = lengths_u.to("cpu", torch.long)
         starts_u = lengths_u.cumsum(0) - lengths_u
         utterance_t = torch.repeat_interleave(lengths_u)
-        positions_t = torch.arange(len(utterance_t)) - starts_u[utterance_t]
-        shapes, masks, pads, evens = [], [], [], []
-        for group in length_groups(lengths, max_padding, min_frames):
-            longest = lengths[group[0]]
-            evens.append(lengths[group[-1]] == longest)
-            members_u1 = torch.tensor(sorted(group))[:, None]
-            positions_l = torch.arange(longest)
+        positions_t = torch.arange(len(utterance_t), device="cpu") - starts_u[utterance_t]
+        places, masks = [], []  # of each group, [u, l]
+        for members in length_groups(lengths_u.tolist(), max_padding, min_frames):
+            members_u1 = torch.tensor(sorted(members), device="cpu")[:, None]
             last_u1 = lengths_u[members_u1] - 1
+            positions_l = torch.arange(int(last_u1.max()) + 1, device="cpu")
+            places.append(starts_u[members_u1] + positions_l.minimum(last_u1))
             masks.append(positions_l <= last_u1)
-            pads.append(starts_u[members_u1] + positions_l.minimum(last_u1))
-            shapes.append((len(group), longest))
         pad_index = unpad_index = None
-        if len(shapes) > 1 or not all(evens):
-            pad_index = torch.cat([pad.flatten() for pad in pads])
+        if len(masks) > 1 or not all(mask.all() for mask in masks):
+            pad_index = torch.cat([place.flatten() for place in places])
             real = torch.cat([mask.flatten() for mask in masks])
             unpad_index = torch.empty_like(positions_t)
             unpad_index[pad_index[real]] = real.nonzero().squeeze(1)
@@ -203,11 +201,8 @@ class Packing:
             lengths_u=lengths_u,
             positions_t=positions_t.to(device),
             utterance_t=utterance_t.to(device),
-            shapes=tuple(shapes),
-            masks=tuple(
-                None if even else mask[:, None, None].to(device)
-                for mask, even in zip(masks, evens, strict=True)
-            ),
+            shapes=tuple(tuple(mask.shape) for mask in masks),
+            masks=tuple(None if m.all() else m[:, None, None].to(device) for m in masks),
             pad_index=pad_index,
             unpad_index=unpad_index,
         )

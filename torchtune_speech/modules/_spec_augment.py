@@ -49,7 +49,7 @@ def spec_augment(
     num_frames, dim = frames_td.shape
     if dim % stack:
         raise ValueError(f"stack ({stack}) must divide the width of the frames ({dim})")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     time_width = min(time_width, int(max_time_fraction * num_frames))
     mask_t = _random_stretches(num_frames, time_masks, time_width, generator)
     mask_d = _random_stretches(dim // stack, freq_masks, freq_width, generator).repeat(stack)
@@ -63,8 +63,8 @@ def spec_augment(
 
 def _random_stretches(size: int, count: int, width: int, generator: torch.Generator) -> Tensor:
     """True where at least one of ``count`` random stretches of a line lies, ``[size]``."""
-    draws_2c = torch.rand(2, count, dtype=torch.float64, generator=generator)
+    draws_2c = torch.rand(2, count, dtype=torch.float64, generator=generator, device="cpu")
     widths_c = (draws_2c[0] * (min(width, size) + 1)).long()
     starts_c = (draws_2c[1] * (size - widths_c + 1)).long()
-    places_s1 = torch.arange(size)[:, None]
+    places_s1 = torch.arange(size, device="cpu")[:, None]
     return ((places_s1 >= starts_c) & (places_s1 < starts_c + widths_c)).any(1)
