@@ -309,6 +309,7 @@ class ExtractFeaturesRecipe:
             desc=f"extract_features{share}",
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of audio "
             "[{elapsed}<{remaining}{postfix}]",
+            mininterval=1.0,
             disable=self.rank != 0,
         )
 

@@ -52,7 +52,7 @@ def waveforms():
 
 def _hidden_states(model, waveform):
     """Raw outputs of all layers, then the output of the stack, from Hugging Face's own forward."""
-    features = filter_bank_encoder()([waveform])[0][None].clone()
+    features = filter_bank_encoder()([waveform])[0][None]
     speech_encoder = model.speech_encoder
     outputs = []
     hooks = [
@@ -78,7 +78,7 @@ def test_every_layer_equals_hugging_face(model, folder, waveforms):
 
 def test_hugging_faces_adaptor_and_ffn_are_not_in_it(model, folder, waveforms):
     frames = seamless_m4t_v2_encoder(folder, layer=LAYERS)(waveforms[:1])[0]
-    features = filter_bank_encoder()(waveforms[:1])[0][None].clone()
+    features = filter_bank_encoder()(waveforms[:1])[0][None]
     with torch.no_grad():
         last = model.speech_encoder(features).last_hidden_state[0]
     assert last.shape != frames.shape

@@ -211,6 +211,13 @@ def test_check_fingerprint_names_the_fields():
         check_fingerprint(FINGERPRINT, {**FINGERPRINT, "extra": 1}, "store")
 
 
+def test_a_renamed_model_with_the_same_weights_fits():
+    renamed = {**FINGERPRINT, "id": "renamed"}
+    check_fingerprint(FINGERPRINT, renamed, "store")
+    with pytest.raises(InputError, match="id is 'renamed'"):
+        check_fingerprint({**FINGERPRINT, "weights": None}, {**renamed, "weights": None}, "store")
+
+
 def test_adding_with_another_fingerprint_or_dtype(store_path):
     before = {f.name: f.read_bytes() for f in store_path.iterdir()}
     with pytest.raises(InputError, match="layer is 24 where 6 is needed"):

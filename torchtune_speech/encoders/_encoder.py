@@ -10,6 +10,9 @@ from torch import Tensor
 class Encoder(Protocol):
     """Turns waveforms into frames; the frames of one do not depend on the others in the batch.
 
+    The recipe ``extract_features`` calls a builder of an encoder with ``device=...`` and its
+    arguments in the config.
+
     Attributes:
         dim: width of a frame.
         sampling_rate: sampling rate of the waveforms, in Hz.

@@ -75,7 +75,7 @@ class FilterBankEncoder(nn.Module):
             "frames_per_second": self.frames_per_second,
         }
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Compute the frames of waveforms.
 

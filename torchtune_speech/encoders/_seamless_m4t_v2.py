@@ -59,7 +59,7 @@ class SeamlessM4TV2Encoder(nn.Module):
         """What decides the values of the frames."""
         return dict(self._fingerprint)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Encode waveforms.
 
