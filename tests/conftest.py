@@ -99,7 +99,7 @@ def recipe_module():
     return load
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tune_run():
     """A function that runs `tune run` with the given words and returns the finished process."""
 
