@@ -213,6 +213,13 @@ def test_defaults_of_the_eight_billion_system():
     assert sum(p.numel() for p in projector.parameters()) == 4 * layer + ends
 
 
+@pytest.mark.parametrize(("dim", "heads"), [(16, 1), (160, 2), (192, 3), (200, 2), (1024, 16)])
+def test_default_heads_fit_the_width(dim, heads):
+    with torch.device("meta"):
+        projector = transformer_projector(8, 12, embed_dim=dim, num_layers=1)
+    assert projector.layers[0].attn.num_heads == heads
+
+
 @pytest.mark.parametrize("build", [transformer_projector, conformer_projector])
 def test_a_projector_learns_what_only_context_tells(build):
     """The label of each utterance is on its first frame alone; every vector must carry it."""

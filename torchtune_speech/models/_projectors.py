@@ -214,7 +214,7 @@ def transformer_projector(
         out_dim: width of the LLM's embeddings.
         num_layers: number of layers.
         embed_dim: width of the layers; ``in_dim`` by default.
-        num_heads: attention heads; one for every 64 of ``embed_dim`` by default.
+        num_heads: attention heads; about one for every 64 of ``embed_dim`` by default.
         ffn_dim: hidden width of the feed-forward networks; 4 times ``embed_dim`` by default.
         activation: ``gelu``, ``silu`` or ``swiglu``.
         dropout: on what enters the layers, on residual branches and hidden units.
@@ -237,7 +237,7 @@ def transformer_projector(
         (torch.Size([7, 192]), tensor([4, 3]))
     """
     embed_dim = embed_dim or in_dim
-    num_heads = num_heads or max(1, embed_dim // 64)
+    num_heads = num_heads or _default_heads(embed_dim)
 
     def layer() -> nn.Module:
         return TransformerEncoderLayer(
@@ -290,7 +290,7 @@ def conformer_projector(
         out_dim: width of the LLM's embeddings.
         num_layers: number of layers.
         embed_dim: width of the layers; ``in_dim`` by default.
-        num_heads: attention heads; one for every 64 of ``embed_dim`` by default.
+        num_heads: attention heads; about one for every 64 of ``embed_dim`` by default.
         ffn_dim: hidden width of the two feed-forward networks of each layer; 4 times
             ``embed_dim`` by default.
         kernel_size: frames that a convolution sees; odd.
@@ -308,7 +308,7 @@ def conformer_projector(
         The projector.
     """
     embed_dim = embed_dim or in_dim
-    num_heads = num_heads or max(1, embed_dim // 64)
+    num_heads = num_heads or _default_heads(embed_dim)
 
     def layer() -> nn.Module:
         return ConformerEncoderLayer(
@@ -380,6 +380,11 @@ def mlp_projector(
         ctc_vocab_size=ctc_vocab_size,
         output_scale=output_scale,
     )
+
+
+def _default_heads(embed_dim: int) -> int:
+    """Most heads that divide the width and are at least 64 wide."""
+    return next(h for h in range(max(1, embed_dim // 64), 0, -1) if embed_dim % h == 0)
 
 
 def _position_arguments(

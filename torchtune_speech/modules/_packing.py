@@ -17,13 +17,13 @@ def pad_packed(
 
     Args:
         frames_td: all utterances one after another, ``[t, d]``.
-        lengths_u: frames of each utterance, ``[u]``, adding up to ``t``. Kept on
-            the CPU it spares a GPU the synchronisation that ``max_length`` spares as well.
+        lengths_u: frames of each utterance, ``[u]``, adding up to ``t``. Kept on the CPU it
+            spares a GPU the synchronisation that ``max_length`` spares as well.
         max_length: padded length; the longest utterance by default.
 
     Returns:
-        Frames of shape ``[u, l, d]``, zero in the padding, and a boolean
-            mask of shape ``[u, l]``, True on real frames.
+        Frames ``[u, l, d]``, zero in the padding, and a boolean mask ``[u, l]``, True on real
+        frames.
 
     Example:
         >>> padded, mask = pad_packed(torch.arange(1.0, 4.0)[:, None], torch.tensor([1, 2]))
