@@ -34,8 +34,8 @@ def ctc_loss_sum(
     Source: Graves et al., https://www.cs.toronto.edu/~graves/icml_2006.pdf
     """
     device = logits_nv.device
-    if lengths_u.numel() == 0:
-        return logits_nv.float().sum(), torch.zeros((), dtype=torch.long, device=device)
+    if lengths_u.numel() == 0:  # logits may be there: of a dummy frame that keeps FSDP in step
+        return 0.0 * logits_nv.float().sum(), torch.zeros((), dtype=torch.long, device=device)
     padded, _ = pad_packed(logits_nv.float().log_softmax(-1), lengths_u)
     lengths_u, targets_flat = lengths_u.to(device), targets_flat.to(device)
     target_lengths = target_lengths.to(device)
