@@ -1,9 +1,9 @@
 """Manifests, prompts, interleaving, batch planning, collation: tokens and lengths, no weights."""
 
-from torchtune_speech.data._folder import FolderReport, manifest_from_folder
 from torchtune_speech.data._collate import Batch, StepBatches, collate_rows
-from torchtune_speech.data._ctc_labels import CharacterLabels, CTCLabels, ctc_labels
+from torchtune_speech.data._ctc_labels import CharacterLabels, CTCLabels, TokenLabels, ctc_labels
 from torchtune_speech.data._dataset import SpeechDataset
+from torchtune_speech.data._folder import FolderReport, manifest_from_folder
 from torchtune_speech.data._interleave import (
     IGNORE_INDEX,
     InterleaveSpeech,
@@ -23,10 +23,10 @@ from torchtune_speech.data._manifest import (
     text_twin,
     write_manifest,
 )
-from torchtune_speech.data._prompts import PromptTemplates
 from torchtune_speech.data._mixture import plan_sources
 from torchtune_speech.data._pack import pack_best_fit
 from torchtune_speech.data._plan import Plan, Source, Step, fill
+from torchtune_speech.data._prompts import PromptTemplates
 
 __all__ = [
     "AudioCut",
@@ -45,6 +45,7 @@ __all__ = [
     "SpeechDataset",
     "Step",
     "StepBatches",
+    "TokenLabels",
     "collate_rows",
     "ctc_labels",
     "data_fingerprint",

@@ -62,7 +62,10 @@ def collate_rows(
         seq_len = max((sum(len(item["tokens"]) for item in row) for row in rows), default=0) or 1
     shape = (max(len(rows), 1), seq_len)
     tokens, labels = torch.full(shape, pad_id), torch.full(shape, IGNORE_INDEX)
-    input_pos, document_ids = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    input_pos, document_ids = (
+        torch.zeros(shape, dtype=torch.long),
+        torch.zeros(shape, dtype=torch.long),
+    )
     for r, row in enumerate(rows):
         start = 0
         for number, item in enumerate(row, 1):
@@ -99,7 +102,9 @@ def _speech_tensors(
         "frames": torch.cat(frames).float() if frames else torch.zeros(0, frame_dim),
         "frame_lengths": torch.tensor([len(f) for f in frames], dtype=torch.long),
         "speech_index": (tokens.flatten() == placeholder_id).nonzero().flatten(),
-        "ctc_targets": torch.tensor([label for target in targets for label in target], dtype=torch.long),
+        "ctc_targets": torch.tensor(
+            [label for target in targets for label in target], dtype=torch.long
+        ),
         "ctc_target_lengths": torch.tensor([len(t) for t in targets], dtype=torch.long),
     }
 
@@ -141,7 +146,9 @@ class StepBatches(Dataset):
         """Batches of this process for a step."""
         mine = step.rows[self.rank :: self.world_size]
         per_batch = -(-len(step.rows) // (self.world_size * self.accumulation))
-        has_speech = not step.is_twin and any(self.dataset.samples[i].is_speech for i in step.samples)
+        has_speech = not step.is_twin and any(
+            self.dataset.samples[i].is_speech for i in step.samples
+        )
         batches = []
         for start in range(0, per_batch * self.accumulation, per_batch):
             rows = [[self._item(i, step) for i in row] for row in mine[start : start + per_batch]]
@@ -162,7 +169,9 @@ class StepBatches(Dataset):
         item = self.dataset.item(index, twin=step.is_twin)
         if self.augment:
             item["frames"] = [
-                spec_augment(f, seed=zlib.crc32(f"{self.seed}/{step.number}/{key}".encode()), **self.augment)
+                spec_augment(
+                    f, seed=zlib.crc32(f"{self.seed}/{step.number}/{key}".encode()), **self.augment
+                )
                 for f, key in zip(item["frames"], item["keys"], strict=True)
             ]
         return item

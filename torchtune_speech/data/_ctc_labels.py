@@ -4,6 +4,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Protocol
 
+from torchtune_speech.data._interleave import Llama3ChatFormat
+from torchtune_speech.errors import InputError
+
 
 class CTCLabels(Protocol):
     """Text to CTC labels and back; 0 is the blank."""
@@ -36,20 +39,44 @@ class CharacterLabels:
         return "".join(self.alphabet[i - 1] for i in labels)
 
 
-def ctc_labels(kind: str | None) -> CTCLabels | None:
+class TokenLabels:
+    """The LLM's own tokens: fewer than frames even after strong averaging.
+
+    Args:
+        chat: the LLM's chat format, for its tokenizer.
+    """
+
+    def __init__(self, chat: Llama3ChatFormat) -> None:
+        self._chat = chat
+        self.size = chat.vocab_size + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Labels of a transcript."""
+        return [i + 1 for i in self._chat.encode(text)]
+
+    def decode(self, labels: Sequence[int]) -> str:
+        """Text of labels."""
+        return self._chat.decode([i - 1 for i in labels])
+
+
+def ctc_labels(kind: str | None, chat: Llama3ChatFormat) -> CTCLabels | None:
     """A label set by name.
 
     Args:
-        kind: ``characters``, or None for no CTC targets.
+        kind: ``characters`` (39 labels with the blank; wants 20 or more frames a second),
+            ``tokens`` (the LLM's, and the blank), or None for no CTC targets.
+        chat: the LLM's chat format.
 
     Returns:
         The label set.
 
     Raises:
-        ValueError: if the name is unknown.
+        InputError: if the name is unknown.
     """
     if kind is None:
         return None
     if kind == "characters":
         return CharacterLabels()
-    raise ValueError(f"unknown CTC labels {kind!r}: use 'characters' or null")
+    if kind == "tokens":
+        return TokenLabels(chat)
+    raise InputError(f"dataset.ctc: {kind!r} is unknown; use 'characters', 'tokens' or null")

@@ -58,7 +58,9 @@ class SpeechDataset:
 
     def twin_lengths(self) -> np.ndarray:
         """Length of each sample's text twin, in tokens, 0 where there is none, ``[n]``."""
-        twins = (text_twin(s) for s in tqdm(self.samples, desc="text twins", disable=len(self) < 50_000))
+        twins = (
+            text_twin(s) for s in tqdm(self.samples, desc="text twins", disable=len(self) < 50_000)
+        )
         return np.array([self._num_tokens(t) if t else 0 for t in twins], dtype=np.int32)
 
     def item(self, index: int, twin: bool = False) -> dict[str, Any]:
@@ -78,7 +80,11 @@ class SpeechDataset:
             sample = text_twin(sample)
         encoded = self.encode(sample)
         keys = [cut.key for cut in sample.audio]
-        labels = self.ctc.encode(sample.source_text) if self.ctc and sample.source_text and len(keys) == 1 else []
+        labels = (
+            self.ctc.encode(sample.source_text)
+            if self.ctc and sample.source_text and len(keys) == 1
+            else []
+        )
         return {
             "id": sample.id,
             "tokens": encoded["tokens"],
@@ -108,14 +114,18 @@ class SpeechDataset:
         """
         messages = self.templates.messages(sample, with_target=not inference)
         lengths = [self.output_length(self._num_frames(sample, cut.key)) for cut in sample.audio]
-        return self._interleave({"messages": messages, "speech_lengths": lengths}, inference=inference)
+        return self._interleave(
+            {"messages": messages, "speech_lengths": lengths}, inference=inference
+        )
 
     def _num_tokens(self, sample: Sample) -> int:
         return len(self.encode(sample)["tokens"])
 
     def _num_frames(self, sample: Sample, key: str) -> int:
         if self.store is None:
-            raise InputError(f"sample {sample.id}: has audio, but no feature store was given; set dataset.features")
+            raise InputError(
+                f"sample {sample.id}: has audio, but no feature store was given; set dataset.features"
+            )
         if key not in self.store:
             raise InputError(
                 f"sample {sample.id}: audio {key} is not in the feature store; run extract_features on this manifest"
@@ -124,7 +134,10 @@ class SpeechDataset:
 
 
 def _fitting(
-    samples: Sequence[Sample], num_tokens: Callable[[Sample], int], max_seq_len: int, on_too_long: str
+    samples: Sequence[Sample],
+    num_tokens: Callable[[Sample], int],
+    max_seq_len: int,
+    on_too_long: str,
 ) -> tuple[list[Sample], np.ndarray]:
     if on_too_long not in ("fail", "skip"):
         raise InputError(f"dataset.on_too_long: {on_too_long!r} is neither 'fail' nor 'skip'")
@@ -142,5 +155,7 @@ def _fitting(
     kept = np.flatnonzero(lengths <= max_seq_len)
     if not len(kept):
         raise InputError(f"max_seq_len: every sample is longer than {max_seq_len} tokens; raise it")
-    _log.warning("skipped %d of %d samples longer than %d tokens", len(too_long), len(samples), max_seq_len)
+    _log.warning(
+        "skipped %d of %d samples longer than %d tokens", len(too_long), len(samples), max_seq_len
+    )
     return [samples[i] for i in kept], lengths[kept]

@@ -30,6 +30,7 @@ class Llama3ChatFormat:
         # A reserved token that torchtune and Hugging Face number alike (128002 in Llama 3).
         self.placeholder_id = tokenizer.special_tokens["<|reserved_special_token_0|>"]
         self.special_ids = frozenset(tokenizer.special_tokens.values())
+        self.vocab_size = tokenizer.base_vocab_size + len(self.special_ids)
 
     def header_ids(self, role: str) -> list[int]:
         """Token ids that open a turn of this role."""
@@ -90,7 +91,9 @@ class InterleaveSpeech(Transform):
             supervised += [False] * len(header)
             supervised += [not message.masked] * (len(body) + len(self.chat.end_ids))
         if lengths:
-            raise ValueError(f"{len(lengths)} speech lengths are left over: more than the messages have speech items")
+            raise ValueError(
+                f"{len(lengths)} speech lengths are left over: more than the messages have speech items"
+            )
         if inference:
             header = self.chat.header_ids("assistant")
             tokens += header

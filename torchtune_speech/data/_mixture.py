@@ -35,7 +35,9 @@ def plan_sources(samples: Sequence[Sample], mixture: Mapping | None) -> list[Sou
         return [Source("all", 1.0, np.arange(len(samples)), any(s.is_speech for s in samples))]
     unknown = set(mixture) - {"task", "domain", "language"}
     if unknown or "task" not in mixture:
-        raise InputError(f"mixture: needs task, and may have domain and language; found {sorted(mixture)}")
+        raise InputError(
+            f"mixture: needs task, and may have domain and language; found {sorted(mixture)}"
+        )
     groups: dict[tuple[str, str, str], list[int]] = {}
     for i, s in enumerate(samples):
         groups.setdefault((s.task, s.domain, s.target_lang), []).append(i)
@@ -46,10 +48,17 @@ def plan_sources(samples: Sequence[Sample], mixture: Mapping | None) -> list[Sou
         for domain, share in _shares("domain", domain_weights, _sizes(of_task, 1)).items():
             of_domain = {k: v for k, v in of_task.items() if k[1] == domain}
             weights = (mixture.get("language") or {}).get(task)
-            for lang, lang_share in _shares(f"language.{task}", weights, _sizes(of_domain, 2)).items():
+            for lang, lang_share in _shares(
+                f"language.{task}", weights, _sizes(of_domain, 2)
+            ).items():
                 shares[task, domain, lang] = task_share * share * lang_share
     return [
-        Source("/".join(p for p in key if p), share, np.array(groups[key]), samples[groups[key][0]].is_speech)
+        Source(
+            "/".join(p for p in key if p),
+            share,
+            np.array(groups[key]),
+            samples[groups[key][0]].is_speech,
+        )
         for key, share in shares.items()
         if share > 0
     ]

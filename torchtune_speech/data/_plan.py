@@ -154,7 +154,9 @@ class Plan:
         """
         names = {s.name for s in self.sources}
         if set(state["cursors"]) != names:
-            raise ValueError(f"the saved plan drew from {sorted(state['cursors'])}, this one from {sorted(names)}")
+            raise ValueError(
+                f"the saved plan drew from {sorted(state['cursors'])}, this one from {sorted(names)}"
+            )
         self.number, self._drawn = state["number"], state["drawn"]
         self._twin_of = tuple(state["twin_of"]) if state["twin_of"] else None
         self._cursors = [list(state["cursors"][s.name]) for s in self.sources]
@@ -194,10 +196,15 @@ class Plan:
             self._drawn += sum(len(row) for row in rows)
         if self.paired and any(self._twin_lengths[i] for row in rows for i in row):
             self._twin_of = (source, pass_, block, offset)
-        self._cursors[source] = [self._cursors[source][0] + 1, *self._next(source, pass_, block, offset, len(steps))]
+        self._cursors[source] = [
+            self._cursors[source][0] + 1,
+            *self._next(source, pass_, block, offset, len(steps)),
+        ]
         return rows
 
-    def _next(self, source: int, pass_: int, block: int, offset: int, steps: int) -> tuple[int, int, int]:
+    def _next(
+        self, source: int, pass_: int, block: int, offset: int, steps: int
+    ) -> tuple[int, int, int]:
         if offset + 1 < steps:
             return pass_, block, offset + 1
         if (block + 1) * self.block_size < len(self.sources[source].samples):
@@ -208,7 +215,11 @@ class Plan:
         key = (source, pass_, block)
         if key not in self._blocks:
             # Only the block in use (and the one a twin step still points to) is kept.
-            self._blocks = {k: v for k, v in self._blocks.items() if k[0] != source or k[1:] == (pass_, block - 1)}
+            self._blocks = {
+                k: v
+                for k, v in self._blocks.items()
+                if k[0] != source or k[1:] == (pass_, block - 1)
+            }
             self._blocks[key] = self._pack_block(source, pass_, block)
         return self._blocks[key]
 
@@ -225,7 +236,9 @@ class Plan:
         # Best fit orders rows by length: shuffle them, or early steps would hold the long samples.
         shuffled = np.random.default_rng([self.seed, name, pass_, block]).permutation(len(rows))
         rows = [tuple(int(chosen[i]) for i in rows[r]) for r in shuffled]
-        return [tuple(rows[i : i + self.rows_per_step]) for i in range(0, len(rows), self.rows_per_step)]
+        return [
+            tuple(rows[i : i + self.rows_per_step]) for i in range(0, len(rows), self.rows_per_step)
+        ]
 
     def _twin_rows(self, rows: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
         """Twins are shorter than speech: pack them again, into as few rows as they need."""

@@ -49,7 +49,7 @@ def speech_dataset(
         where: keep rows whose columns have these values, e.g. ``{"split": "train"}``.
         speeds: copies of each speech sample at these speeds; the store must hold them.
         output_length: frames to speech vectors, ``projector.output_length``.
-        ctc: label set of the auxiliary CTC loss: ``characters`` or None.
+        ctc: label set of the auxiliary CTC loss: ``characters``, ``tokens`` or None.
         text_twins: take the samples' text twins instead, and the text samples as they are.
         on_bad_sample: ``fail`` or ``skip`` bad rows.
         on_too_long: ``fail`` or ``skip`` samples longer than ``max_seq_len``.
@@ -76,15 +76,16 @@ def speech_dataset(
     ]
     if text_twins:
         samples = [twin for s in samples if (twin := text_twin(s) if s.is_speech else s)]
+    chat = Llama3ChatFormat(tokenizer)
     return SpeechDataset(
         [copy for sample in samples for copy in at_speeds(sample, speeds)],
-        chat=Llama3ChatFormat(tokenizer),
+        chat=chat,
         templates=PromptTemplates.from_yaml(templates),
         store=FeatureStore(features, frame_average) if features else None,
         output_length=output_length,
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,
-        ctc=ctc_labels(ctc),
+        ctc=ctc_labels(ctc, chat),
     )
 
 
