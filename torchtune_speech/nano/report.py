@@ -1,0 +1,88 @@
+"""One report and one table of the demo's systems."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torchtune_speech.evaluation import score
+
+# Name of the system -> options of `tune run speech_generate`.
+TEXT = ["projector=null", "dataset.features=null", "dataset.text_twins=true"]
+SYSTEMS: dict[str, list[str]] = {
+    "LLM": [*TEXT, "dataset.tasks=[st,sqa]"],
+    "A": ["projector_checkpoint=runs/nano/A"],
+    "B": [*TEXT, "dataset.tasks=[st,sqa]", "adapter_checkpoint=runs/nano/B"],
+    "A+B": ["projector_checkpoint=runs/nano/A", "adapter_checkpoint=runs/nano/B"],
+    "C": ["checkpoint=runs/nano/C"],
+}
+DESCRIPTIONS = {
+    "LLM": "frozen LLM, reads",
+    "A": "projector alone, hears",
+    "B": "LoRA alone, reads",
+    "A+B": "both, not fused, hears",
+    "C": "fused, hears",
+}
+LANGUAGES = ("de", "it", "zh")
+
+
+def demo_report(
+    predictions: Mapping[str, Sequence[Mapping[str, Any]]], *, seconds: Mapping[str, float], normalizer: str
+) -> dict[str, Any]:
+    """Scores of all systems.
+
+    Args:
+        predictions: system to the rows of its predictions file.
+        seconds: step of the demo to its wall-clock time.
+        normalizer: of the word error rate.
+
+    Returns:
+        System to scores, and ``normalizer``, ``n`` and ``seconds``. Systems that read text have the tasks
+        ``mt`` and ``qa``, those that hear speech ``asr``, ``st`` and ``sqa``.
+    """
+    reports = {name: score(rows, normalizer=normalizer) for name, rows in predictions.items()}
+    shared = ("normalizer", "signatures")
+    return {
+        **{name: {k: v for k, v in report.items() if k not in shared} for name, report in reports.items()},
+        "normalizer": normalizer,
+        "n": reports["C"]["n"],
+        "seconds": dict(seconds),
+    }
+
+
+def format_demo_table(report: Mapping[str, Any]) -> str:
+    """The table of the demo.
+
+    Args:
+        report: from :func:`demo_report`.
+
+    Returns:
+        Aligned lines.
+    """
+    header = ["", "", "WER", *(f"BLEU {lang}" for lang in LANGUAGES), "QA", "QA unanswerable"]
+    rows = [header] + [[name, text, *_cells(report[name])] for name, text in DESCRIPTIONS.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    n = report["n"]
+    sizes = f"Unseen sentences, unseen voices: {n['asr']} for ASR, {_size(n['st'])} for ST, {_size(n['sqa'])} for SQA."
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", f"{sizes} Normalizer: {report['normalizer']}."])
+
+
+def _cells(scores: Mapping[str, Any]) -> list[str]:
+    translation = scores.get("st") or scores.get("mt") or {}
+    answers = scores.get("sqa") or scores.get("qa") or {}
+    return [
+        _number(scores.get("asr", {}).get("wer"), 3),
+        *(_number(translation.get(lang, {}).get("bleu"), 1) for lang in LANGUAGES),
+        _number(answers.get("accuracy"), 3),
+        _number(answers.get("unanswerable_accuracy"), 3),
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _size(n: int | Mapping[str, int]) -> int:
+    return n if isinstance(n, int) else sum(n.values())
