@@ -33,6 +33,7 @@ KEYS = {
     "mixture": "weights of tasks, domains and languages; null for a shuffled pass over all samples",
     "spec_augment": "masks over time and bins of the frames (arguments of spec_augment); null for none",
     "ctc_weight": "weight of the projector's auxiliary CTC loss; 0 for none",
+    "ctc_only_steps": "first steps that train on the CTC loss alone, without running the LLM",
     "max_seq_len": "length of a packed row, and longest sample, in tokens",
     "rows_per_step": "rows of one optimizer step, over all processes",
     "gradient_accumulation_steps": "batches that a process splits its rows of a step into",
@@ -81,10 +82,14 @@ class ProjectorRecipe:
             "output_length": projector.output_length,
         }
         self.dataset = config.instantiate(cfg.dataset, **data)
-        self.eval_dataset = config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
+        self.eval_dataset = (
+            config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
+        )
         self.fingerprints = training.fingerprints(self.dataset, cfg.llm_dir)
         for path in filter(None, (cfg.projector_checkpoint, cfg.adapter_checkpoint)):
-            training.check_checkpoint_fits(path, self.fingerprints, store=path == cfg.projector_checkpoint)
+            training.check_checkpoint_fits(
+                path, self.fingerprints, store=path == cfg.projector_checkpoint
+            )
         self.plan = training.build_plan(
             self.dataset,
             max_seq_len=cfg.max_seq_len,
@@ -92,7 +97,9 @@ class ProjectorRecipe:
             mixture=cfg.mixture,
             seed=cfg.seed,
         )
-        self.max_steps = training.resolve_max_steps(self.plan, max_steps=cfg.max_steps, epochs=cfg.epochs)
+        self.max_steps = training.resolve_max_steps(
+            self.plan, max_steps=cfg.max_steps, epochs=cfg.epochs
+        )
         self.model = training.build_speech_llm(
             cfg.model,
             llm_dir=cfg.llm_dir,
@@ -146,7 +153,12 @@ class ProjectorRecipe:
                     self.optimizer, self.schedules, step.number, self.max_steps
                 )
                 losses = training.forward_backward(
-                    self.model, step_batches, process, dtype=self.dtype, ctc_weight=cfg.ctc_weight
+                    self.model,
+                    step_batches,
+                    process,
+                    dtype=self.dtype,
+                    ctc_weight=cfg.ctc_weight,
+                    only_ctc=step.number < cfg.ctc_only_steps,
                 )
                 grad_norm = training.clip_gradients(self.groups, cfg.clip_grad_norm)
                 training.check_finite(losses, grad_norm, step, self.dataset)

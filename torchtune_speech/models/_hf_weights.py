@@ -52,7 +52,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             with safe_open(file, framework="pt") as f:
                 tensors.update({name: f.get_tensor(name) for name in f.keys()})  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{file}: cannot be read ({error}); copy or download it again") from None
+            raise InputError(
+                f"{file}: cannot be read ({error}); copy or download it again"
+            ) from None
     return tensors
 
 
@@ -61,11 +63,15 @@ def _safetensors_files(path: Path) -> list[Path]:
         return [path]
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        return sorted({path / shard for shard in json.loads(index.read_text())["weight_map"].values()})
+        return sorted(
+            {path / shard for shard in json.loads(index.read_text())["weight_map"].values()}
+        )
     single = path / "model.safetensors"
     if single.is_file():
         return [single]
-    raise InputError(f"{path}: no model.safetensors or model.safetensors.index.json; download the model's safetensors files")
+    raise InputError(
+        f"{path}: no model.safetensors or model.safetensors.index.json; download the model's safetensors files"
+    )
 
 
 def load_hf_weights(path: str | Path) -> dict[str, Tensor]:
@@ -114,17 +120,21 @@ def export_merged(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for file in Path(llm_dir).iterdir():
-        if file.is_file() and ".safetensors" not in file.name and file.suffix not in (".bin", ".pth"):
+        if (
+            file.is_file()
+            and ".safetensors" not in file.name
+            and file.suffix not in (".bin", ".pth")
+        ):
             shutil.copy(file, part)
     save_torch_state_dict(
-        {name: t.to(dtype).contiguous() for name, t in hf.items()}, part, max_shard_size=max_shard_size
+        {name: t.to(dtype).contiguous() for name, t in hf.items()},
+        part,
+        max_shard_size=max_shard_size,
     )
     part.rename(out)
 
 
-def to_peft(
-    adapter: dict[str, Tensor], config: dict[str, Any]
-) -> dict[str, Tensor]:
+def to_peft(adapter: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
     """LoRA weights under PEFT's names, with the rows of q and k in Hugging Face's order.
 
     Args:
@@ -134,7 +144,10 @@ def to_peft(
     Returns:
         Name to tensor as in ``adapter_model.safetensors``.
     """
-    return {k: v.contiguous() for k, v in tune_to_peft_adapter_weights(adapter, **_head_shape(config)).items()}
+    return {
+        k: v.contiguous()
+        for k, v in tune_to_peft_adapter_weights(adapter, **_head_shape(config)).items()
+    }
 
 
 def peft_config(
@@ -179,7 +192,9 @@ def read_adapter_config(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path) / "adapter_config.json"
     if not file.is_file():
-        raise InputError(f"{path}: no adapter_config.json; give a checkpoint folder with a LoRA adapter")
+        raise InputError(
+            f"{path}: no adapter_config.json; give a checkpoint folder with a LoRA adapter"
+        )
     return json.loads(file.read_text())
 
 
@@ -201,7 +216,9 @@ def load_peft_adapter(path: str | Path, llm_dir: str | Path) -> dict[str, Tensor
     """
     file = Path(path) / "adapter_model.safetensors"
     if not file.is_file():
-        raise InputError(f"{path}: no adapter_model.safetensors; give a checkpoint folder with a LoRA adapter")
+        raise InputError(
+            f"{path}: no adapter_model.safetensors; give a checkpoint folder with a LoRA adapter"
+        )
     shape = _head_shape(read_hf_config(llm_dir))
     return {
         _tune_adapter_name(name, file): _tune_adapter_rows(name, tensor, shape)
@@ -211,7 +228,9 @@ def load_peft_adapter(path: str | Path, llm_dir: str | Path) -> dict[str, Tensor
 
 def _tune_adapter_name(name: str, file: Path) -> str:
     match = re.fullmatch(
-        re.escape(_PEFT_PREFIX) + r"model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])(?:\.default)?\.weight", name
+        re.escape(_PEFT_PREFIX)
+        + r"model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])(?:\.default)?\.weight",
+        name,
     )
     if not match or match[2] not in _PEFT_TO_TUNE:
         raise InputError(

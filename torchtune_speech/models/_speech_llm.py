@@ -1,6 +1,5 @@
 """A decoder that reads speech vectors between its token embeddings."""
 
-import torch
 from torch import Tensor, nn
 from torchtune.modules import TransformerDecoder
 
@@ -62,6 +61,7 @@ class SpeechLLM(nn.Module):
         input_pos: Tensor | None = None,
         select: Tensor | None = None,
         return_ctc: bool = False,
+        only_ctc: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits, at all positions or at the selected ones.
 
@@ -77,11 +77,14 @@ class SpeechLLM(nn.Module):
             input_pos: position of each token in its sample, ``[b, s]``.
             select: flat positions whose logits are wanted, ``[m]``; None for all.
             return_ctc: also return the projector's CTC logits, ``[n, labels]``.
+            only_ctc: return the CTC logits alone, without running the decoder.
 
         Returns:
             Logits ``[m, vocab]``, or ``[b, s, vocab]`` without ``select``; with ``return_ctc`` a
-            pair of logits and CTC logits.
+            pair of logits and CTC logits; with ``only_ctc`` the latter.
         """
+        if only_ctc:
+            return self._project(frames, frame_lengths, return_ctc=True)[1]
         h = self.decoder.tok_embeddings(tokens)
         ctc_logits = None
         if frames is not None:
@@ -102,14 +105,18 @@ class SpeechLLM(nn.Module):
         speech_index: Tensor,
         return_ctc: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        if self.projector is None:
-            raise ValueError("this model has no projector and cannot take speech")
-        dummy = frame_lengths.numel() == 0
-        if dummy:
-            frames = frames.new_zeros(1, frames.shape[-1])
-            frame_lengths = frame_lengths.new_ones(1)
-        projected = self.projector(frames, frame_lengths, return_ctc=return_ctc)
+        projected = self._project(frames, frame_lengths, return_ctc)
         vectors, ctc_logits = projected if return_ctc else (projected, None)
-        if dummy:
+        if frame_lengths.numel() == 0:
             return h + 0.0 * vectors.sum().to(h.dtype), ctc_logits
         return splice_speech(h, vectors, speech_index), ctc_logits
+
+    def _project(
+        self, frames: Tensor, frame_lengths: Tensor, return_ctc: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if self.projector is None:
+            raise ValueError("this model has no projector and cannot take speech")
+        if frame_lengths.numel() == 0:
+            frames = frames.new_zeros(1, frames.shape[-1])
+            frame_lengths = frame_lengths.new_ones(1)
+        return self.projector(frames, frame_lengths, return_ctc=return_ctc)

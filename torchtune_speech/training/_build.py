@@ -17,7 +17,9 @@ from torchtune_speech.models import SpeechLLM, check_shapes, load_hf_weights
 from torchtune_speech.training._process import Process
 
 
-def meta_speech_llm(model: DictConfig, projector: nn.Module | None, dtype: torch.dtype) -> SpeechLLM:
+def meta_speech_llm(
+    model: DictConfig, projector: nn.Module | None, dtype: torch.dtype
+) -> SpeechLLM:
     """The model without memory: frozen weights in ``dtype``, trainable ones in float32.
 
     Args:
@@ -36,7 +38,10 @@ def meta_speech_llm(model: DictConfig, projector: nn.Module | None, dtype: torch
         for name in ("lora_a", "lora_b"):
             if hasattr(module, name):
                 getattr(module, name).float()
-    if projector is not None and built.projector.out_dim != built.decoder.tok_embeddings.embedding_dim:
+    if (
+        projector is not None
+        and built.projector.out_dim != built.decoder.tok_embeddings.embedding_dim
+    ):
         raise InputError(
             f"projector.out_dim: {built.projector.out_dim}, but the LLM's embeddings are "
             f"{built.decoder.tok_embeddings.embedding_dim} wide; set projector.out_dim to that"
@@ -75,16 +80,24 @@ def build_speech_llm(
     Raises:
         InputError: if weights are missing or do not fit.
     """
-    initial = {f"projector.{k}": v for k, v in projector.state_dict().items()} if projector is not None else {}
+    initial = (
+        {f"projector.{k}": v for k, v in projector.state_dict().items()}
+        if projector is not None
+        else {}
+    )
     built = meta_speech_llm(model, projector, dtype)
     weights = load_hf_weights(llm_dir)
     check_shapes(built, weights, llm_dir)
     weights = weights | initial | initial_lora(built, seed) | (loaded or {})
     missing = set(built.state_dict()) - set(weights)
     if missing:
-        raise InputError(f"{llm_dir}: {len(missing)} weights are missing, among them {sorted(missing)[0]}; download the model again")
+        raise InputError(
+            f"{llm_dir}: {len(missing)} weights are missing, among them {sorted(missing)[0]}; download the model again"
+        )
     if activation_checkpointing:
-        training.set_activation_checkpointing(built, auto_wrap_policy={TransformerSelfAttentionLayer})
+        training.set_activation_checkpointing(
+            built, auto_wrap_policy={TransformerSelfAttentionLayer}
+        )
     if compile:
         for layer in built.decoder.layers:
             layer.compile()
@@ -95,13 +108,18 @@ def build_speech_llm(
 def _load(model: SpeechLLM, weights: dict[str, Tensor], process: Process) -> None:
     """Fill a meta model; rotary caches, which no checkpoint holds, are computed afresh."""
     if process.world_size > 1:
-        conditions = [lambda name, module: isinstance(module, TransformerSelfAttentionLayer) or name == "projector"]
+        conditions = [
+            lambda name, module: (
+                isinstance(module, TransformerSelfAttentionLayer) or name == "projector"
+            )
+        ]
         training.shard_model(model, shard_conditions=conditions, cpu_offload=False)
         training.load_from_full_model_state_dict(model, weights, process.device, strict=True)
     else:
         wanted = {name: p.dtype for name, p in model.state_dict().items()}
         model.load_state_dict(
-            {name: weights[name].to(process.device, dtype) for name, dtype in wanted.items()}, assign=True
+            {name: weights[name].to(process.device, dtype) for name, dtype in wanted.items()},
+            assign=True,
         )
     with training.set_default_dtype(torch.float32), process.device:
         for module in model.modules():

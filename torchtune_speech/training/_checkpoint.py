@@ -64,7 +64,9 @@ def save_checkpoint(
         The folder.
     """
     folder = Path(output_dir) / f"step_{step}"
-    weights = {group: {name: _full(p) for name, p in named.items()} for group, named in groups.items()}
+    weights = {
+        group: {name: _full(p) for name, p in named.items()} for group, named in groups.items()
+    }
     optimizer_state = {
         f"{name}/{key}": _full(value)
         for named in groups.values()
@@ -95,11 +97,17 @@ def _write_weights(
     if "lora" in weights:
         adapter = {name.removeprefix("decoder."): t for name, t in weights["lora"].items()}
         save_file(to_peft(adapter, read_hf_config(llm_dir)), part / "adapter_model.safetensors")
-        write_json(part / "adapter_config.json", peft_config(**lora_settings(model), base=str(llm_dir)))
+        write_json(
+            part / "adapter_config.json", peft_config(**lora_settings(model), base=str(llm_dir))
+        )
 
 
 def stage_info(
-    stage: str, *, config: Mapping[str, Any], fingerprints: Mapping[str, Any], metrics: Mapping[str, Any]
+    stage: str,
+    *,
+    config: Mapping[str, Any],
+    fingerprints: Mapping[str, Any],
+    metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What ``stage.json`` tells of a run.
 
@@ -131,7 +139,11 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     Returns:
         Their folders.
     """
-    found = [p for p in Path(output_dir).glob("step_*") if re.fullmatch(r"step_\d+", p.name) and p.is_dir()]
+    found = [
+        p
+        for p in Path(output_dir).glob("step_*")
+        if re.fullmatch(r"step_\d+", p.name) and p.is_dir()
+    ]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
 
 
@@ -151,7 +163,9 @@ def find_checkpoint(path: str | Path) -> Path:
     if not (path / "stage.json").is_file():
         found = list_checkpoints(path)
         if not found:
-            raise InputError(f"{path}: no checkpoint there; give the output_dir of a finished stage, or one of its step_N folders")
+            raise InputError(
+                f"{path}: no checkpoint there; give the output_dir of a finished stage, or one of its step_N folders"
+            )
         path = found[-1]
     if read_json(path / "stage.json").get("format", 0) > FORMAT:
         raise InputError(f"{path}: written by a newer version of torchtune-speech; update this one")
@@ -190,7 +204,9 @@ def load_trained(
     if projector is not None:
         file = find_checkpoint(projector) / "projector.safetensors"
         if not file.is_file():
-            raise InputError(f"{file.parent}: holds no projector; give a checkpoint of projector or multimodal_fuse")
+            raise InputError(
+                f"{file.parent}: holds no projector; give a checkpoint of projector or multimodal_fuse"
+            )
         weights |= {f"projector.{name}": t for name, t in read_safetensors(file).items()}
     if adapter is not None:
         is_peft = (Path(adapter) / "adapter_model.safetensors").is_file()
@@ -198,7 +214,9 @@ def load_trained(
     return weights
 
 
-def load_state(checkpoint: Path, optimizer: torch.optim.Optimizer, groups: Groups) -> dict[str, Any]:
+def load_state(
+    checkpoint: Path, optimizer: torch.optim.Optimizer, groups: Groups
+) -> dict[str, Any]:
     """Restore the optimizer of a resumed run.
 
     Args:
@@ -210,10 +228,14 @@ def load_state(checkpoint: Path, optimizer: torch.optim.Optimizer, groups: Group
         State of the plan.
     """
     named = {name: p for group in groups.values() for name, p in group.items()}
-    for full_name, tensor in read_safetensors(checkpoint / "state" / "optimizer.safetensors").items():
+    for full_name, tensor in read_safetensors(
+        checkpoint / "state" / "optimizer.safetensors"
+    ).items():
         name, key = full_name.rsplit("/", 1)
         if name not in named:
-            raise InputError(f"{checkpoint}: optimizer state of {name}, which this run does not train; resume with the run's own config")
+            raise InputError(
+                f"{checkpoint}: optimizer state of {name}, which this run does not train; resume with the run's own config"
+            )
         parameter = named[name]
         tensor = tensor.to(parameter.device) if tensor.ndim else tensor
         if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
@@ -238,7 +260,9 @@ def lora_settings(model: SpeechLLM) -> dict[str, Any]:
     }
     any_module = next(iter(adapted.values()))
     return {
-        "lora_attn_modules": [n for n in ("q_proj", "k_proj", "v_proj", "output_proj") if n in adapted],
+        "lora_attn_modules": [
+            n for n in ("q_proj", "k_proj", "v_proj", "output_proj") if n in adapted
+        ],
         "apply_lora_to_mlp": "w1" in adapted,
         "rank": any_module.rank,
         "alpha": any_module.alpha,

@@ -53,7 +53,9 @@ def parameter_counts(model: SpeechLLM) -> dict[str, int]:
     """
     counts = dict.fromkeys(("llm", "projector", "lora", "trainable"), 0)
     for name, p in model.named_parameters():
-        part = "projector" if name.startswith("projector.") else "lora" if ".lora_" in name else "llm"
+        part = (
+            "projector" if name.startswith("projector.") else "lora" if ".lora_" in name else "llm"
+        )
         counts[part] += p.numel()
         counts["trainable"] += p.numel() if p.requires_grad else 0
     return counts
@@ -118,21 +120,31 @@ def _plan(cfg: DictConfig, model: SpeechLLM) -> tuple[Plan, np.ndarray, str]:
 def _dataset(cfg: DictConfig, model: SpeechLLM) -> Any:  # noqa: ANN401
     speech = {} if model.projector is None else {"output_length": model.projector.output_length}
     tokenizer = config.instantiate(cfg.tokenizer)
-    return config.instantiate(cfg.dataset, tokenizer=tokenizer, max_seq_len=cfg.max_seq_len, **speech)
+    return config.instantiate(
+        cfg.dataset, tokenizer=tokenizer, max_seq_len=cfg.max_seq_len, **speech
+    )
 
 
-def _synthetic_plan(model: SpeechLLM, *, paired: bool, max_seq_len: int, **shape: int) -> tuple[Plan, np.ndarray]:
+def _synthetic_plan(
+    model: SpeechLLM, *, paired: bool, max_seq_len: int, **shape: int
+) -> tuple[Plan, np.ndarray]:
     """Lengths as in EuroParl-ST and CoVoST: speech of 2 to 20 s, text of 10 to 80 tokens."""
     rng = np.random.default_rng(0)
     text = rng.integers(30, 180, 20_000)
     seconds = rng.uniform(2, 20, 20_000)
     # SeamlessM4T gives 50 frames a second, averaged by 3.
     frames = (seconds * 50 / 3).astype(int)
-    speech = 0 if model.projector is None else np.array([model.projector.output_length(int(f)) for f in frames])
+    speech = (
+        0
+        if model.projector is None
+        else np.array([model.projector.output_length(int(f)) for f in frames])
+    )
     lengths = np.minimum(text + speech, max_seq_len)
     sources = [Source("synthetic", 1.0, np.arange(len(lengths)), model.projector is not None)]
     twins = np.minimum(text + 40, lengths) if paired else None
-    return Plan(sources, lengths, twin_lengths=twins, paired=paired, max_seq_len=max_seq_len, **shape), lengths
+    return Plan(
+        sources, lengths, twin_lengths=twins, paired=paired, max_seq_len=max_seq_len, **shape
+    ), lengths
 
 
 def _describe(step: Any, plan: Plan, lengths: np.ndarray) -> str:  # noqa: ANN401

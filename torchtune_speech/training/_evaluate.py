@@ -47,7 +47,12 @@ def evaluate(
     rows: dict[int, dict[str, Any]] = {}
     with autocast(process.device, dtype):
         for batch in predict(
-            model, dataset, chosen, max_new_tokens=max_new_tokens, batch_size=batch_size, cache_dtype=dtype
+            model,
+            dataset,
+            chosen,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            cache_dtype=dtype,
         ):
             rows.update(batch)
     examples = [rows[i] for i in chosen[:: max(1, count // max(num_examples, 1))][:num_examples]]

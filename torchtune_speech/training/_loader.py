@@ -87,7 +87,9 @@ def _as_is(item: Any) -> Any:  # noqa: ANN401
     return item
 
 
-def step_loader(plan: Plan, batches: StepBatches, *, steps: int, num_workers: int = 0) -> DataLoader:
+def step_loader(
+    plan: Plan, batches: StepBatches, *, steps: int, num_workers: int = 0
+) -> DataLoader:
     """Steps with their batches, prepared ahead by worker processes.
 
     The plan runs ahead of training as far as the workers prefetch; a checkpoint therefore takes the state

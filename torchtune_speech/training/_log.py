@@ -38,7 +38,9 @@ class TrainingLog:
         logger: MetricLoggerInterface | None = None,
     ) -> None:
         self._dir, self._enabled, self._logger = Path(output_dir), enabled, logger
-        self._bar = tqdm(total=max_steps, initial=first_step, desc=name, unit="step", disable=not enabled)
+        self._bar = tqdm(
+            total=max_steps, initial=first_step, desc=name, unit="step", disable=not enabled
+        )
         self._file = None
         self._began = time.perf_counter()
         if enabled:
@@ -56,7 +58,9 @@ class TrainingLog:
         """
         if not self._enabled:
             return
-        self._file.write(json.dumps({"step": step, **{k: _short(v) for k, v in metrics.items()}}) + "\n")
+        self._file.write(
+            json.dumps({"step": step, **{k: _short(v) for k, v in metrics.items()}}) + "\n"
+        )
         self._file.flush()
         shown = {"loss": f"{metrics['loss']:.3f}", "tok/s": f"{metrics['tokens_per_second']:,.0f}"}
         self._bar.set_postfix(shown, refresh=False)
@@ -65,7 +69,9 @@ class TrainingLog:
             numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
             self._logger.log_dict(numbers, step=step)
 
-    def evaluation(self, step: int, report: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]) -> None:
+    def evaluation(
+        self, step: int, report: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Record an evaluation, and show a few of its examples.
 
         Args:
@@ -81,7 +87,9 @@ class TrainingLog:
         flat = flat_scores(report)
         self.say(f"step {step}: " + "  ".join(f"{k} {v:.3f}" for k, v in flat.items()))
         for row in examples:
-            self.say(f"  [{row['task']} {row['target_lang']}] {row['target']!r} -> {row['prediction']!r}")
+            self.say(
+                f"  [{row['task']} {row['target_lang']}] {row['target']!r} -> {row['prediction']!r}"
+            )
         if self._logger is not None:
             self._logger.log_dict({f"dev/{k}": v for k, v in flat.items()}, step=step)
 
@@ -99,7 +107,10 @@ class TrainingLog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._bar.close()
         if self._file is not None:

@@ -40,6 +40,7 @@ def forward_backward(
     *,
     dtype: torch.dtype = torch.float32,
     ctc_weight: float = 0.0,
+    only_ctc: bool = False,
 ) -> StepLoss:
     """Accumulate the gradient of a step's mean loss.
 
@@ -53,54 +54,62 @@ def forward_backward(
         process: this process.
         dtype: precision of the matrix products; below float32 by autocast.
         ctc_weight: weight of the projector's CTC loss. Default 0, which skips it.
+        only_ctc: leave the LLM out and train on the CTC loss alone, as a warm start of the
+            projector; ``loss`` is then the CTC loss.
 
     Returns:
         The losses and counts of the step.
     """
     supervised, labels, tokens, slots = (int(n) for n in process.sum(*_counts(batches)))
-    use_ctc = ctc_weight > 0 and labels > 0
+    use_ctc = (ctc_weight > 0 or only_ctc) and labels > 0
     ce_total = ctc_total = 0.0
     for batch in batches:
         batch = to_device(batch, process.device)
         with autocast(process.device, dtype):
-            ce_sum, ctc_sum = batch_loss(model, batch, with_ctc=use_ctc)
+            ce_sum, ctc_sum = batch_loss(model, batch, with_ctc=use_ctc, only_ctc=only_ctc)
         loss = ce_sum / max(supervised, 1)
-        if use_ctc and ctc_sum is not None:
-            loss = loss + ctc_weight * ctc_sum / labels
+        if ctc_sum is not None:
+            loss = loss + (1.0 if only_ctc else ctc_weight) * ctc_sum / max(labels, 1)
             ctc_total += ctc_sum.detach().item()
         # FSDP averages gradients over processes; the sums above want adding up.
         (loss * process.world_size).backward()
         ce_total += ce_sum.detach().item()
     ce_total, ctc_total = process.sum(ce_total, ctc_total)
+    ctc = ctc_total / max(labels, 1)
     return StepLoss(
-        loss=ce_total / max(supervised, 1),
-        ctc=ctc_total / labels if use_ctc else None,
+        loss=ctc if only_ctc else ce_total / max(supervised, 1),
+        ctc=ctc if use_ctc else None,
         supervised_tokens=supervised,
         tokens=tokens,
         slots=slots,
     )
 
 
-def batch_loss(model: SpeechLLM, batch: Batch, with_ctc: bool = False) -> tuple[Tensor, Tensor | None]:
+def batch_loss(
+    model: SpeechLLM, batch: Batch, with_ctc: bool = False, only_ctc: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Summed losses of a batch.
 
     Args:
         model: the model.
         batch: on the model's device.
         with_ctc: also the projector's CTC loss.
+        only_ctc: the CTC loss alone, without running the LLM.
 
     Returns:
         Cross-entropy summed over the supervised tokens, and CTC loss summed over the labels (None
         when not asked for, or when the batch has no speech).
     """
+    speech = {k: batch[k] for k in ("frames", "frame_lengths", "speech_index")}
     with_ctc = with_ctc and batch["frames"] is not None
+    if only_ctc:
+        ctc_logits = model(batch["tokens"], **speech, only_ctc=True)
+        return ctc_logits.new_zeros(()), _ctc_sum(model, batch, ctc_logits)
     targets = batch["labels"].flatten()
     select = (targets != IGNORE_INDEX).nonzero().flatten()
     output = model(
         batch["tokens"],
-        frames=batch["frames"],
-        frame_lengths=batch["frame_lengths"],
-        speech_index=batch["speech_index"],
+        **speech,
         mask=block_causal_mask(batch["document_ids"]),
         input_pos=batch["input_pos"],
         select=select,
@@ -108,13 +117,15 @@ def batch_loss(model: SpeechLLM, batch: Batch, with_ctc: bool = False) -> tuple[
     )
     logits, ctc_logits = output if with_ctc else (output, None)
     ce_sum = F.cross_entropy(logits.float(), targets[select], reduction="sum")
-    if not with_ctc:
-        return ce_sum, None
-    if batch["frame_lengths"].numel() == 0:  # only the dummy frame was projected
-        return ce_sum, 0.0 * ctc_logits.float().sum()
-    lengths = model.projector.ctc_length(batch["frame_lengths"])
-    ctc_sum, _ = ctc_loss_sum(ctc_logits, lengths, batch["ctc_targets"], batch["ctc_target_lengths"])
-    return ce_sum, ctc_sum
+    return ce_sum, _ctc_sum(model, batch, ctc_logits) if with_ctc else None
+
+
+def _ctc_sum(model: SpeechLLM, batch: Batch, ctc_logits: Tensor) -> Tensor:
+    lengths = batch["frame_lengths"]
+    if lengths.numel() == 0:  # only the dummy frame was projected
+        return 0.0 * ctc_logits.float().sum()
+    lengths = model.projector.ctc_length(lengths)
+    return ctc_loss_sum(ctc_logits, lengths, batch["ctc_targets"], batch["ctc_target_lengths"])[0]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -129,7 +140,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """
     # Lengths stay on the CPU: they shape tensors, and reading them back would wait for the device.
     return {
-        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and not k.endswith("_lengths") else v
+        k: v.to(device, non_blocking=True)
+        if isinstance(v, Tensor) and not k.endswith("_lengths")
+        else v
         for k, v in batch.items()
     }
 
@@ -151,6 +164,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 def _counts(batches: Sequence[Batch]) -> list[float]:
     supervised = sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches)
-    labels = sum(int(b["ctc_target_lengths"].sum()) for b in batches if b["ctc_target_lengths"] is not None)
+    labels = sum(
+        int(b["ctc_target_lengths"].sum()) for b in batches if b["ctc_target_lengths"] is not None
+    )
     tokens = sum(int((b["document_ids"] > 0).sum()) for b in batches)
     return [supervised, labels, tokens, sum(b["tokens"].numel() for b in batches)]

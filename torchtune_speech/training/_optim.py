@@ -58,14 +58,20 @@ def trainable_groups(model: SpeechLLM, *names: str) -> dict[str, dict[str, nn.Pa
     parameters = model.state_dict(keep_vars=True)  # names without the prefixes of wrappers
     adapter = {id(p) for p in get_adapter_params(model.decoder).values()}
     groups = {
-        "projector": {n: p for n, p in parameters.items() if n.startswith("projector.") and isinstance(p, nn.Parameter)},
+        "projector": {
+            n: p
+            for n, p in parameters.items()
+            if n.startswith("projector.") and isinstance(p, nn.Parameter)
+        },
         "lora": {n: p for n, p in parameters.items() if id(p) in adapter},
     }
     model.requires_grad_(False)
     wanted = {name: groups[name] for name in names}
     for name, group in wanted.items():
         if not group:
-            raise InputError(f"model: has no {name} parameters to train; choose a builder that has them")
+            raise InputError(
+                f"model: has no {name} parameters to train; choose a builder that has them"
+            )
         for parameter in group.values():
             parameter.requires_grad_(True)
     return wanted
@@ -84,12 +90,19 @@ def build_optimizer(
         The optimizer; each of its groups carries its ``name``.
     """
     return config.instantiate(
-        cfg, [{"params": list(group.values()), "name": name, "lr": 0.0} for name, group in groups.items()]
+        cfg,
+        [
+            {"params": list(group.values()), "name": name, "lr": 0.0}
+            for name, group in groups.items()
+        ],
     )
 
 
 def set_learning_rates(
-    optimizer: torch.optim.Optimizer, schedules: Mapping[str, Mapping[str, Any]], step: int, max_steps: int
+    optimizer: torch.optim.Optimizer,
+    schedules: Mapping[str, Mapping[str, Any]],
+    step: int,
+    max_steps: int,
 ) -> dict[str, float]:
     """Set each group's learning rate for a step.
 
@@ -109,7 +122,9 @@ def set_learning_rates(
     return rates
 
 
-def check_learning_rates(schedules: Mapping[str, Any] | None, groups: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def check_learning_rates(
+    schedules: Mapping[str, Any] | None, groups: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Check the config's ``learning_rate`` node.
 
     Args:
@@ -124,10 +139,14 @@ def check_learning_rates(schedules: Mapping[str, Any] | None, groups: Mapping[st
     """
     schedules = {k: dict(v) for k, v in (schedules or {}).items()}
     if set(schedules) != set(groups):
-        raise InputError(f"learning_rate: needs one entry each for {sorted(groups)}, found {sorted(schedules)}")
+        raise InputError(
+            f"learning_rate: needs one entry each for {sorted(groups)}, found {sorted(schedules)}"
+        )
     for name, fields in schedules.items():
         unknown = set(fields) - {"lr", "schedule", "warmup_steps"}
         if unknown or "lr" not in fields:
-            raise InputError(f"learning_rate.{name}: takes lr, schedule and warmup_steps, found {sorted(fields)}")
+            raise InputError(
+                f"learning_rate.{name}: takes lr, schedule and warmup_steps, found {sorted(fields)}"
+            )
         learning_rate(0, max_steps=1, **fields)
     return schedules

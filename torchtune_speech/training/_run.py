@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torchtune.utils import get_logger
@@ -16,7 +15,6 @@ from torchtune_speech.errors import InputError
 from torchtune_speech.features import check_fingerprint
 from torchtune_speech.training._checkpoint import find_checkpoint, list_checkpoints, read_stage
 from torchtune_speech.training._objective import StepLoss
-
 
 _log = get_logger("INFO")
 
@@ -61,7 +59,9 @@ def is_due(done: int, every: int | None, last: bool) -> bool:
     return last or (every is not None and done % every == 0)
 
 
-def clip_gradients(groups: Mapping[str, Mapping[str, nn.Parameter]], max_norm: float | None) -> float:
+def clip_gradients(
+    groups: Mapping[str, Mapping[str, nn.Parameter]], max_norm: float | None
+) -> float:
     """Clip the norm of all gradients together.
 
     Args:
@@ -182,7 +182,9 @@ def check_checkpoint_fits(path: str | Path, found: Mapping[str, Any], *, store: 
             "(another model, or changed files); set llm_dir to the folder it was trained with"
         )
     if store and expected["store"] and found["store"]:
-        check_fingerprint(expected["store"], found["store"], f"{path} against this run's feature store")
+        check_fingerprint(
+            expected["store"], found["store"], f"{path} against this run's feature store"
+        )
 
 
 def warn_if_incoherent(projector_checkpoint: str | Path | None, max_wer: float = 0.5) -> None:
