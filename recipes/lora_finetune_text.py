@@ -20,7 +20,7 @@ KEYS = {
     "output_dir": "folder of the run: metrics.jsonl, evaluations.jsonl and checkpoints step_N",
     "llm_dir": "Hugging Face folder of the frozen LLM",
     "model": "component: builder of the SpeechLLM",
-    "adapter_checkpoint": "start from this LoRA adapter (a run, checkpoint or PEFT folder); null for a fresh one",
+    "adapter_checkpoint": "run, checkpoint or PEFT folder to start from; null for a fresh LoRA",
     "tokenizer": "component: tokenizer of the LLM",
     "dataset": "component: training data",
     "eval_dataset": "component: dev data decoded while training; null for none",
@@ -72,7 +72,9 @@ class LoRAFinetuneTextRecipe:
         torch.manual_seed(cfg.seed)
         data = {"tokenizer": config.instantiate(cfg.tokenizer), "max_seq_len": cfg.max_seq_len}
         self.dataset = config.instantiate(cfg.dataset, **data)
-        self.eval_dataset = config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
+        self.eval_dataset = (
+            config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
+        )
         self.fingerprints = training.fingerprints(self.dataset, cfg.llm_dir)
         if cfg.adapter_checkpoint:
             training.check_checkpoint_fits(cfg.adapter_checkpoint, self.fingerprints, store=False)
@@ -83,7 +85,9 @@ class LoRAFinetuneTextRecipe:
             mixture=cfg.mixture,
             seed=cfg.seed,
         )
-        self.max_steps = training.resolve_max_steps(self.plan, max_steps=cfg.max_steps, epochs=cfg.epochs)
+        self.max_steps = training.resolve_max_steps(
+            self.plan, max_steps=cfg.max_steps, epochs=cfg.epochs
+        )
         self.model = training.build_speech_llm(
             cfg.model,
             llm_dir=cfg.llm_dir,

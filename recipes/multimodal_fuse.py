@@ -1,9 +1,9 @@
 """Stage C: load the projector of stage A and the LoRA of stage B, and train both together, briefly.
 
 Steps of speech and steps of its text twins come in turn, so that the LLM learns to hear without
-forgetting to read. Projector and LoRA have learning rates and schedules of their own. Runs in one process
-(`tune run multimodal_fuse`) or in many (`tune run --nproc_per_node 8 multimodal_fuse`), with the
-same results.
+forgetting to read. Projector and LoRA have learning rates and schedules of their own. Runs in one
+process (`tune run multimodal_fuse`) or in many (`tune run --nproc_per_node 8 multimodal_fuse`),
+with the same results.
 """
 
 import sys
@@ -22,8 +22,8 @@ KEYS = {
     "llm_dir": "Hugging Face folder of the frozen LLM",
     "model": "component: builder of the SpeechLLM",
     "projector": "component: builder of the projector",
-    "projector_checkpoint": "run or checkpoint of stage A; null starts with a fresh projector (one joint training)",
-    "adapter_checkpoint": "run or checkpoint of stage B; null starts with a fresh LoRA (one joint training)",
+    "projector_checkpoint": "run or checkpoint of stage A; null for a fresh projector",
+    "adapter_checkpoint": "run or checkpoint of stage B; null for a fresh LoRA",
     "tokenizer": "component: tokenizer of the LLM",
     "dataset": "component: training data",
     "eval_dataset": "component: dev data decoded while training; null for none",
@@ -33,7 +33,7 @@ KEYS = {
     "max_new_tokens": "longest answer when evaluating, in tokens",
     "mixture": "weights of tasks, domains and languages; null for a shuffled pass over all samples",
     "paired": "follow each speech step by a step with its text twins",
-    "spec_augment": "masks over time and bins of the frames (arguments of spec_augment); null for none",
+    "spec_augment": "masks over time and bins, arguments of spec_augment; null for none",
     "ctc_weight": "weight of the projector's auxiliary CTC loss; 0 for none",
     "max_seq_len": "length of a packed row, and longest sample, in tokens",
     "rows_per_step": "rows of one optimizer step, over all processes",
@@ -83,10 +83,14 @@ class MultimodalFuseRecipe:
             "output_length": projector.output_length,
         }
         self.dataset = config.instantiate(cfg.dataset, **data)
-        self.eval_dataset = config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
+        self.eval_dataset = (
+            config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
+        )
         self.fingerprints = training.fingerprints(self.dataset, cfg.llm_dir)
         for path in filter(None, (cfg.projector_checkpoint, cfg.adapter_checkpoint)):
-            training.check_checkpoint_fits(path, self.fingerprints, store=path == cfg.projector_checkpoint)
+            training.check_checkpoint_fits(
+                path, self.fingerprints, store=path == cfg.projector_checkpoint
+            )
         training.warn_if_incoherent(cfg.projector_checkpoint)
         self.plan = training.build_plan(
             self.dataset,
@@ -96,7 +100,9 @@ class MultimodalFuseRecipe:
             paired=cfg.paired,
             seed=cfg.seed,
         )
-        self.max_steps = training.resolve_max_steps(self.plan, max_steps=cfg.max_steps, epochs=cfg.epochs)
+        self.max_steps = training.resolve_max_steps(
+            self.plan, max_steps=cfg.max_steps, epochs=cfg.epochs
+        )
         self.model = training.build_speech_llm(
             cfg.model,
             llm_dir=cfg.llm_dir,

@@ -1,8 +1,8 @@
 """Answers of a SpeechLLM: for the rows of a manifest, or for one audio file.
 
 With `dataset` set, predictions are written as JSON lines in manifest order. With `audio=file.wav
-instruction="Transcribe the English content."` the answer to that one file is printed: the audio goes
-through the encoder named in the config, so no feature store is needed.
+instruction="Transcribe the English content."` the answer to that one file is printed: the audio
+goes through the encoder named in the config, so no feature store is needed.
 """
 
 import sys
@@ -26,7 +26,7 @@ KEYS = {
     "output": "predictions to write, JSON lines",
     "checkpoint": "run or checkpoint to take projector and LoRA from; short for the next two keys",
     "projector_checkpoint": "run or checkpoint to take the projector from",
-    "adapter_checkpoint": "run, checkpoint or PEFT folder to take LoRA from; null for the LLM as it is",
+    "adapter_checkpoint": "run, checkpoint or PEFT folder to take LoRA from; null for none",
     "llm_dir": "Hugging Face folder of the LLM",
     "model": "component: builder of the SpeechLLM",
     "projector": "component: builder of the projector; null to read text alone",
@@ -109,7 +109,10 @@ class SpeechGenerateRecipe:
         """The answer to ``audio`` and ``instruction``."""
         cfg = self.cfg
         if not cfg.instruction:
-            raise InputError('instruction: missing; say what to do, e.g. instruction="Transcribe the English content."')
+            raise InputError(
+                'instruction: missing; say what to do, e.g. instruction="Transcribe the English '
+                'content."'
+            )
         encoder = config.instantiate(cfg.encoder)
         waveform = load_audio(cfg.audio, encoder.sampling_rate)
         return answer_audio(

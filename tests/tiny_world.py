@@ -63,13 +63,40 @@ def make_data(folder: Path) -> Path:
     folder.mkdir(parents=True)
     rows = []
     for i, sentence in enumerate(SENTENCES):
-        speech = {"audio": f"{i}.wav", "source_text": sentence, "domain": "tiny", "speaker": f"s{i % 2}"}
+        speech = {
+            "audio": f"{i}.wav",
+            "source_text": sentence,
+            "domain": "tiny",
+            "speaker": f"s{i % 2}",
+        }
         rows.append({"id": f"{i}-asr", "task": "asr", "target": sentence, **speech})
         for lang in ("de", "it"):
-            rows.append({"id": f"{i}-st-{lang}", "task": "st", "target_lang": lang, "target": sentence[::-1], **speech})
-        rows.append({"id": f"{i}-sqa", "task": "sqa", "question": "Who?", "target": sentence.split()[1], **speech})
+            rows.append(
+                {
+                    "id": f"{i}-st-{lang}",
+                    "task": "st",
+                    "target_lang": lang,
+                    "target": sentence[::-1],
+                    **speech,
+                }
+            )
         rows.append(
-            {"id": f"{i}-mt", "task": "mt", "target_lang": "de", "source_text": sentence, "target": sentence.upper()}
+            {
+                "id": f"{i}-sqa",
+                "task": "sqa",
+                "question": "Who?",
+                "target": sentence.split()[1],
+                **speech,
+            }
+        )
+        rows.append(
+            {
+                "id": f"{i}-mt",
+                "task": "mt",
+                "target_lang": "de",
+                "source_text": sentence,
+                "target": sentence.upper(),
+            }
         )
     (folder / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     writer_of_frames(folder / "features")
@@ -82,5 +109,7 @@ def writer_of_frames(folder: Path) -> None:
     fingerprint = {"encoder": "noise", "dim": FRAME_DIM, "frames_per_second": 50.0}
     with FeatureWriter(folder, fingerprint, dtype=torch.float32) as writer:
         for i in range(len(SENTENCES)):
-            writer.add(f"{i}.wav", torch.randn(5 + 3 * i, FRAME_DIM, generator=generator), seconds=1.0 + i)
+            writer.add(
+                f"{i}.wav", torch.randn(5 + 3 * i, FRAME_DIM, generator=generator), seconds=1.0 + i
+            )
     finalize_store(folder)

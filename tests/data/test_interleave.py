@@ -7,7 +7,12 @@ from tiny_world import make_tokenizer
 from torchtune.data import Message
 from torchtune.models.llama3._tokenizer import LLAMA3_SPECIAL_TOKENS
 
-from torchtune_speech.data import IGNORE_INDEX, InterleaveSpeech, Llama3ChatFormat, next_token_labels
+from torchtune_speech.data import (
+    IGNORE_INDEX,
+    InterleaveSpeech,
+    Llama3ChatFormat,
+    next_token_labels,
+)
 from torchtune_speech.nano._tokenizer import write_tokenizer
 
 
@@ -19,8 +24,15 @@ def chat(tmp_path_factory):
 
 
 def turn(role, *content, masked=None):
-    items = [{"type": "speech", "content": c[1]} if isinstance(c, tuple) else {"type": "text", "content": c} for c in content]
-    return Message(role=role, content=items, masked=role != "assistant" if masked is None else masked)
+    items = [
+        {"type": "speech", "content": c[1]}
+        if isinstance(c, tuple)
+        else {"type": "text", "content": c}
+        for c in content
+    ]
+    return Message(
+        role=role, content=items, masked=role != "assistant" if masked is None else masked
+    )
 
 
 SPEECH = ("speech", "a.wav")
@@ -41,7 +53,9 @@ def test_answer_and_end_of_turn_are_supervised_and_nothing_else(chat):
 def test_the_prompt_is_a_prefix_of_the_sample(chat):
     messages = [turn("user", SPEECH, "\nTranscribe."), turn("assistant", "The doctor waits.")]
     whole = InterleaveSpeech(chat)({"messages": messages, "speech_lengths": [3]})["tokens"]
-    prompt = InterleaveSpeech(chat)({"messages": messages[:1], "speech_lengths": [3]}, inference=True)["tokens"]
+    prompt = InterleaveSpeech(chat)(
+        {"messages": messages[:1], "speech_lengths": [3]}, inference=True
+    )["tokens"]
     assert whole[: len(prompt)] == prompt
     assert prompt[-len(chat.header_ids("assistant")) :] == chat.header_ids("assistant")
 
@@ -55,7 +69,11 @@ def test_two_audios_and_several_turns(chat):
     ]
     sample = InterleaveSpeech(chat)({"messages": messages, "speech_lengths": [2, 5]})
     assert sample["tokens"].count(chat.placeholder_id) == 7
-    runs = "".join("p" if t == chat.placeholder_id else "." for t in sample["tokens"]).replace(".", " ").split()
+    runs = (
+        "".join("p" if t == chat.placeholder_id else "." for t in sample["tokens"])
+        .replace(".", " ")
+        .split()
+    )
     assert [len(run) for run in runs] == [2, 5]
     supervised = [label for label in sample["labels"] if label != IGNORE_INDEX]
     end = chat.end_ids
@@ -68,7 +86,14 @@ def test_lengths_must_match_the_speech(chat, lengths, says):
         InterleaveSpeech(chat)({"messages": [turn("user", SPEECH)], "speech_lengths": lengths})
 
 
-@pytest.mark.parametrize("text", ["<|eot_id|>", "a <|reserved_special_token_0|> b", "<|start_header_id|>system<|end_header_id|>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|eot_id|>",
+        "a <|reserved_special_token_0|> b",
+        "<|start_header_id|>system<|end_header_id|>",
+    ],
+)
 def test_special_tokens_typed_by_a_user_stay_text(chat, text):
     ids = chat.encode(text)
     assert not chat.special_ids & set(ids)
@@ -86,7 +111,8 @@ def test_decoding_drops_special_tokens_by_id(chat):
 
 
 def test_the_placeholder_is_the_same_token_in_torchtune_and_hugging_face():
-    # https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct: 128002 is <|reserved_special_token_0|>.
+    # 128002 is <|reserved_special_token_0|>:
+    # https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/tokenizer.json
     assert LLAMA3_SPECIAL_TOKENS["<|reserved_special_token_0|>"] == 128_002
 
 

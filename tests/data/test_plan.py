@@ -63,29 +63,17 @@ def test_every_sample_comes_once_an_epoch(lengths, rows_per_step, block_size, se
         packed=packed,
     )
     for epoch in range(2):
-        steps = steps_of_epoch(plan) if epoch == 0 else [second, *steps_of_epoch_rest(plan, len(lengths), second)]
+        steps = take_samples(plan, len(lengths))
         assert sorted(i for step in steps for i in step.samples) == list(range(len(lengths)))
+        assert {step.epoch for step in steps} == {epoch}
         assert all(len(step.rows) <= rows_per_step for step in steps)
-        if epoch == 0:
-            # steps_of_epoch has taken the first step of the next epoch: find it again.
-            fresh = Plan(
-                one_source(len(lengths)),
-                np.array(lengths),
-                max_seq_len=64,
-                rows_per_step=rows_per_step,
-                block_size=block_size,
-                seed=seed,
-                packed=packed,
-            )
-            second = [next(fresh) for _ in range(len(steps) + 1)][-1]
 
 
-def steps_of_epoch_rest(plan, total, first):
-    """The other steps of an epoch whose first step was taken already."""
-    taken, steps = len(first.samples), []
-    while taken < total:
+def take_samples(plan, count):
+    """Steps until they have this many samples."""
+    steps = []
+    while sum(len(step.samples) for step in steps) < count:
         steps.append(next(plan))
-        taken += len(steps[-1].samples)
     return steps
 
 
@@ -98,7 +86,15 @@ def mixed_plan(**options):
         Source("sqa", 0.3, np.arange(120, 200)),
         Source("asr", 0.2, np.arange(200, 300)),
     ]
-    return Plan(sources, lengths, twin_lengths=twins, max_seq_len=64, rows_per_step=2, block_size=32, **options)
+    return Plan(
+        sources,
+        lengths,
+        twin_lengths=twins,
+        max_seq_len=64,
+        rows_per_step=2,
+        block_size=32,
+        **options,
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -149,7 +145,10 @@ def test_twin_steps_follow_their_speech_step_with_the_same_samples():
 def test_an_epoch_ends_with_the_speech_samples():
     rng = np.random.default_rng(0)
     lengths = rng.integers(20, 64, 200)
-    speech, text = Source("st", 0.5, np.arange(100)), Source("mt", 0.5, np.arange(100, 200), is_speech=False)
+    speech, text = (
+        Source("st", 0.5, np.arange(100)),
+        Source("mt", 0.5, np.arange(100, 200), is_speech=False),
+    )
     plan = Plan([speech, text], lengths, max_seq_len=64, rows_per_step=2)
     drawn = 0
     for step in (next(plan) for _ in range(400)):
@@ -159,7 +158,9 @@ def test_an_epoch_ends_with_the_speech_samples():
 
 
 def test_the_seed_changes_the_order_and_nothing_else_does():
-    assert [next(mixed_plan(seed=1)) for _ in range(1)] != [next(mixed_plan(seed=2)) for _ in range(1)]
+    assert [next(mixed_plan(seed=1)) for _ in range(1)] != [
+        next(mixed_plan(seed=2)) for _ in range(1)
+    ]
     a, b = mixed_plan(seed=1), mixed_plan(seed=1)
     assert [next(a) for _ in range(50)] == [next(b) for _ in range(50)]
 
@@ -175,7 +176,9 @@ def test_steps_in_epochs_counts_what_iterating_gives():
 def test_a_state_of_other_data_is_refused():
     plan = mixed_plan()
     with pytest.raises(ValueError, match="saved plan drew from"):
-        plan.load_state_dict({"cursors": {"all": [0, 0, 0, 0]}, "number": 0, "drawn": 0, "twin_of": None})
+        plan.load_state_dict(
+            {"cursors": {"all": [0, 0, 0, 0]}, "number": 0, "drawn": 0, "twin_of": None}
+        )
 
 
 def test_fill_is_the_share_of_tokens():

@@ -48,7 +48,11 @@ def answer_without_cache(model, prompt, chat, max_new_tokens):
     if prompt.frames:
         index = [i for i, t in enumerate(tokens) if t == chat.placeholder_id]
         lengths = torch.tensor([len(f) for f in prompt.frames])
-        speech = {"frames": torch.cat(prompt.frames), "frame_lengths": lengths, "speech_index": torch.tensor(index)}
+        speech = {
+            "frames": torch.cat(prompt.frames),
+            "frame_lengths": lengths,
+            "speech_index": torch.tensor(index),
+        }
     new = []
     while len(new) < max_new_tokens:
         with torch.no_grad():
@@ -75,9 +79,13 @@ def test_batch_size_does_not_change_the_text(world, batch_size):
     special = sorted(dataset.chat.special_ids)
     together = generate(model, prompts_of(dataset), **settings(dataset.chat, forbidden_ids=special))
     rows = {}
-    for batch in predict(model, dataset, range(len(dataset)), max_new_tokens=10, batch_size=batch_size):
+    for batch in predict(
+        model, dataset, range(len(dataset)), max_new_tokens=10, batch_size=batch_size
+    ):
         rows.update(batch)
-    assert [rows[i]["prediction"] for i in range(len(dataset))] == [dataset.chat.decode(a.tokens) for a in together]
+    assert [rows[i]["prediction"] for i in range(len(dataset))] == [
+        dataset.chat.decode(a.tokens) for a in together
+    ]
     assert [rows[i]["id"] for i in range(len(dataset))] == [s.id for s in dataset.samples]
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from tiny_world import DIM, FRAME_DIM, make_llm, make_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -39,7 +39,7 @@ def tiny_projector():
 
 
 def speech_input(placeholder_id):
-    """Two utterances of 4 and 6 frames in a batch of two rows; the second row is shorter by nothing."""
+    """Two utterances of 4 and 6 frames in a batch of two rows of the same length."""
     p = placeholder_id
     tokens = torch.tensor([[5, 6, p, p, p, p, 7, 8, 9, 10], [11, p, p, p, p, p, p, 12, 13, 14]])
     frames = torch.randn(10, FRAME_DIM, generator=torch.Generator().manual_seed(2))
@@ -50,7 +50,9 @@ def speech_input(placeholder_id):
 def spliced_embeddings(hf, model, tokens, speech):
     vectors = model.projector(speech["frames"], speech["frame_lengths"])
     embeddings = hf.get_input_embeddings()(tokens)
-    return embeddings.flatten(0, 1).index_copy(0, speech["speech_index"], vectors).view_as(embeddings)
+    return (
+        embeddings.flatten(0, 1).index_copy(0, speech["speech_index"], vectors).view_as(embeddings)
+    )
 
 
 def peft_model(llm_dir, folder, rank=4):
@@ -58,7 +60,9 @@ def peft_model(llm_dir, folder, rank=4):
     torch.manual_seed(3)
     hf = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    peft = get_peft_model(hf, LoraConfig(r=rank, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
+    peft = get_peft_model(
+        hf, LoraConfig(r=rank, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
+    )
     for name, p in peft.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.3)
@@ -118,9 +122,13 @@ def test_merged_export_generates_the_same_text_in_hugging_face(llm_dir, tmp_path
     assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 1
     hf = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     model = lora_speech_llama3_1_from_hf(str(llm_dir), lora_rank=4, lora_alpha=16)
-    model.load_state_dict(load_hf_weights(llm_dir) | load_peft_adapter(tmp_path / "adapter", llm_dir))
+    model.load_state_dict(
+        load_hf_weights(llm_dir) | load_peft_adapter(tmp_path / "adapter", llm_dir)
+    )
     chat = Llama3ChatFormat(make_tokenizer(llm_dir))
-    prompt = chat.bos_ids + chat.header_ids("user") + chat.encode("The doctor waits.") + chat.end_ids
+    prompt = (
+        chat.bos_ids + chat.header_ids("user") + chat.encode("The doctor waits.") + chat.end_ids
+    )
     answer = generate(
         model,
         [Prompt(prompt)],
@@ -129,7 +137,9 @@ def test_merged_export_generates_the_same_text_in_hugging_face(llm_dir, tmp_path
         pad_id=chat.pad_id,
         placeholder_id=chat.placeholder_id,
     )[0]
-    theirs = hf.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=chat.end_ids)
+    theirs = hf.generate(
+        torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=chat.end_ids
+    )
     new = theirs[0, len(prompt) :].tolist()
     assert answer.tokens == (new[:-1] if new[-1] in chat.end_ids else new)
     with pytest.raises(InputError, match="exists"):
@@ -189,7 +199,10 @@ def test_other_families_are_refused_in_one_line(llm_dir, tmp_path, change, says)
 def test_rotary_scaling_is_read_from_old_and_new_configs(llm_dir, tmp_path):
     new = json.loads((llm_dir / "config.json").read_text())
     rope = new.pop("rope_parameters")
-    old = new | {"rope_theta": 10_000.0, "rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"}}
+    old = new | {
+        "rope_theta": 10_000.0,
+        "rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"},
+    }
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert models.llama_shape_from_hf(tmp_path)["rope_base"] == 10_000
     assert models.llama_shape_from_hf(tmp_path)["scale_factor"] == 8

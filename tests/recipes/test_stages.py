@@ -44,7 +44,13 @@ def write_config(world, recipe, **changes):
         cfg["dataset"]["tasks"] = cfg["eval_dataset"]["tasks"] = ["st", "sqa", "mt"]
     small = {"max_seq_len": 160, "max_new_tokens": 4}
     if "max_steps" in cfg:
-        small |= {"max_steps": 6, "rows_per_step": 3, "eval_every_n_steps": None, "eval_samples": 4, "keep_last": None}
+        small |= {
+            "max_steps": 6,
+            "rows_per_step": 3,
+            "eval_every_n_steps": None,
+            "eval_samples": 4,
+            "keep_last": None,
+        }
     cfg |= small | changes
     file = world / f"{recipe}.yaml"
     file.write_text(yaml.safe_dump(cfg, sort_keys=False))
@@ -52,7 +58,9 @@ def write_config(world, recipe, **changes):
 
 
 def losses(folder):
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def run_ok(tune_run, *words, cwd):
@@ -65,7 +73,11 @@ def run_ok(tune_run, *words, cwd):
 def stages(world, tune_run):
     """A, B and C, each trained for six steps."""
     for recipe, name in (("projector", "A"), ("lora_finetune_text", "B"), ("multimodal_fuse", "C")):
-        changes = {"projector_checkpoint": str(world / "A"), "adapter_checkpoint": str(world / "B")} if name == "C" else {}
+        changes = (
+            {"projector_checkpoint": str(world / "A"), "adapter_checkpoint": str(world / "B")}
+            if name == "C"
+            else {}
+        )
         file = write_config(world, recipe, output_dir=str(world / name), **changes)
         run_ok(tune_run, recipe, "--config", file, cwd=world)
     return world
@@ -73,9 +85,14 @@ def stages(world, tune_run):
 
 def test_each_step_leaves_a_line(stages):
     for name in "ABC":
-        rows = [json.loads(line) for line in (stages / name / "metrics.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line) for line in (stages / name / "metrics.jsonl").read_text().splitlines()
+        ]
         assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-        assert all(row["loss"] > 0 and row["tokens_per_second"] > 0 and row["grad_norm"] > 0 for row in rows)
+        assert all(
+            row["loss"] > 0 and row["tokens_per_second"] > 0 and row["grad_norm"] > 0
+            for row in rows
+        )
     assert {"lr_projector", "lr_lora"} <= rows[0].keys()
     assert any("(text twins)" in row["source"] for row in rows)
 
@@ -84,7 +101,13 @@ def test_checkpoints_hold_the_trained_parts(stages):
     expected = {
         "A": {"projector.safetensors", "stage.json", "state"},
         "B": {"adapter_model.safetensors", "adapter_config.json", "stage.json", "state"},
-        "C": {"projector.safetensors", "adapter_model.safetensors", "adapter_config.json", "stage.json", "state"},
+        "C": {
+            "projector.safetensors",
+            "adapter_model.safetensors",
+            "adapter_config.json",
+            "stage.json",
+            "state",
+        },
     }
     for name, files in expected.items():
         assert {p.name for p in (stages / name / "step_6").iterdir()} == files
@@ -98,16 +121,28 @@ def test_checkpoints_hold_the_trained_parts(stages):
 
 
 def test_generate_and_score(stages, tune_run):
-    file = write_config(stages, "speech_generate", checkpoint=str(stages / "C"), output=str(stages / "p.jsonl"))
+    file = write_config(
+        stages, "speech_generate", checkpoint=str(stages / "C"), output=str(stages / "p.jsonl")
+    )
     run_ok(tune_run, "speech_generate", "--config", file, cwd=stages)
     rows = [json.loads(line) for line in (stages / "p.jsonl").read_text().splitlines()]
-    ids = [json.loads(line)["id"] for line in (stages / "data" / "manifest.jsonl").read_text().splitlines()]
+    ids = [
+        json.loads(line)["id"]
+        for line in (stages / "data" / "manifest.jsonl").read_text().splitlines()
+    ]
     assert [row["id"] for row in rows] == ids
     one_by_one = ["batch_size=1", f"output={stages / 'p1.jsonl'}"]
     run_ok(tune_run, "speech_generate", "--config", file, *one_by_one, cwd=stages)
     singly = [json.loads(line) for line in (stages / "p1.jsonl").read_text().splitlines()]
     assert [r["prediction"] for r in singly] == [r["prediction"] for r in rows]
-    done = run_ok(tune_run, "speech_eval", "--config", "nano/speech_eval", f"predictions={stages / 'p.jsonl'}", cwd=stages)
+    done = run_ok(
+        tune_run,
+        "speech_eval",
+        "--config",
+        "nano/speech_eval",
+        f"predictions={stages / 'p.jsonl'}",
+        cwd=stages,
+    )
     report = json.loads((stages / "report.json").read_text())
     assert report["n"]["asr"] == 8
     assert "wer" in done.stdout.lower()
@@ -118,7 +153,16 @@ def test_two_processes_take_the_steps_of_one(stages, tune_run, recipe):
     name = {"projector": "A", "lora_finetune_text": "B", "multimodal_fuse": "C"}[recipe]
     out = stages / f"{name}-two"
     extra = [f"output_dir={out}", "gradient_accumulation_steps=2", "eval_samples=2"]
-    run_ok(tune_run, "--nproc_per_node", "2", recipe, "--config", stages / f"{recipe}.yaml", *extra, cwd=stages)
+    run_ok(
+        tune_run,
+        "--nproc_per_node",
+        "2",
+        recipe,
+        "--config",
+        stages / f"{recipe}.yaml",
+        *extra,
+        cwd=stages,
+    )
     assert losses(out) == pytest.approx(losses(stages / name), rel=1e-4)
     file = {"A": "projector", "B": "adapter_model", "C": "projector"}[name] + ".safetensors"
     one, two = (load_file(d / "step_6" / file) for d in (stages / name, out))
@@ -127,7 +171,15 @@ def test_two_processes_take_the_steps_of_one(stages, tune_run, recipe):
 
 def test_resume_continues_the_steps(stages, tune_run):
     file, out = stages / "multimodal_fuse.yaml", stages / "C-resumed"
-    run_ok(tune_run, "multimodal_fuse", "--config", file, f"output_dir={out}", "save_every_n_steps=3", cwd=stages)
+    run_ok(
+        tune_run,
+        "multimodal_fuse",
+        "--config",
+        file,
+        f"output_dir={out}",
+        "save_every_n_steps=3",
+        cwd=stages,
+    )
     assert losses(out) == losses(stages / "C")
     # As after a crash between steps 5 and 6: the checkpoint of step 3 is the newest whole one.
     import shutil
@@ -136,14 +188,29 @@ def test_resume_continues_the_steps(stages, tune_run):
     refused = tune_run("multimodal_fuse", "--config", file, f"output_dir={out}", cwd=stages)
     assert refused.returncode == 1
     assert "resume=true" in refused.stderr
-    run_ok(tune_run, "multimodal_fuse", "--config", file, f"output_dir={out}", "resume=true", cwd=stages)
+    run_ok(
+        tune_run,
+        "multimodal_fuse",
+        "--config",
+        file,
+        f"output_dir={out}",
+        "resume=true",
+        cwd=stages,
+    )
     assert losses(out) == losses(stages / "C")
     one, two = (load_file(d / "step_6" / "projector.safetensors") for d in (stages / "C", out))
     assert all((one[k] == two[k]).all() for k in one)
 
 
 def test_a_projector_of_another_size_is_refused(stages, tune_run):
-    done = tune_run("projector", "--config", stages / "projector.yaml", "projector.out_dim=16", f"output_dir={stages / 'X'}", cwd=stages)
+    done = tune_run(
+        "projector",
+        "--config",
+        stages / "projector.yaml",
+        "projector.out_dim=16",
+        f"output_dir={stages / 'X'}",
+        cwd=stages,
+    )
     assert done.returncode == 1
     assert "projector.out_dim" in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,7 +9,11 @@ from tiny_world import DIM, FRAME_DIM, make_data, make_llm, make_tokenizer
 
 from torchtune_speech.data import IGNORE_INDEX, Plan, Source, StepBatches
 from torchtune_speech.datasets import speech_dataset
-from torchtune_speech.models import lora_speech_llama3_1_from_hf, load_hf_weights, transformer_projector
+from torchtune_speech.models import (
+    load_hf_weights,
+    lora_speech_llama3_1_from_hf,
+    transformer_projector,
+)
 from torchtune_speech.training import Process, forward_backward, initial_lora, trainable_groups
 
 ONE = Process(torch.device("cpu"), 0, 1)
@@ -21,7 +25,9 @@ def world(tmp_path_factory):
     llm_dir = make_llm(folder / "llm")
     data = make_data(folder / "data")
     torch.manual_seed(0)
-    projector = transformer_projector(FRAME_DIM, DIM, embed_dim=16, num_layers=2, num_heads=2, ctc_vocab_size=39)
+    projector = transformer_projector(
+        FRAME_DIM, DIM, embed_dim=16, num_layers=2, num_heads=2, ctc_vocab_size=39
+    )
     dataset = speech_dataset(
         str(data / "manifest.jsonl"),
         tokenizer=make_tokenizer(llm_dir),
@@ -38,7 +44,11 @@ def world(tmp_path_factory):
 
 def first_step(dataset, **options):
     plan = Plan(
-        [Source("all", 1.0, np.arange(len(dataset)))], dataset.lengths, max_seq_len=160, rows_per_step=100, **options
+        [Source("all", 1.0, np.arange(len(dataset)))],
+        dataset.lengths,
+        max_seq_len=160,
+        rows_per_step=100,
+        **options,
     )
     return next(plan)
 
@@ -64,7 +74,10 @@ def test_packed_padded_and_one_by_one_agree(world, ctc_weight):
         "one by one": StepBatches(dataset, accumulation=len(dataset))[padded],
     }
     assert len(ways["one by one"]) == len(dataset)
-    results = {name: loss_and_gradient(model, batches, ctc_weight=ctc_weight) for name, batches in ways.items()}
+    results = {
+        name: loss_and_gradient(model, batches, ctc_weight=ctc_weight)
+        for name, batches in ways.items()
+    }
     expected, gradient = results.pop("one by one")
     assert expected.supervised_tokens > 100
     for name, (losses, other) in results.items():
@@ -95,7 +108,9 @@ def test_a_sample_in_a_row_does_not_see_its_neighbours(world):
     row = next(r for r in range(len(batch["tokens"])) if batch["document_ids"][r].max() > 1)
     changed = batch["tokens"].clone()
     first = batch["document_ids"][row] == 1
-    changed[row, first] = torch.where(changed[row, first] == dataset.chat.placeholder_id, changed[row, first], 7)
+    changed[row, first] = torch.where(
+        changed[row, first] == dataset.chat.placeholder_id, changed[row, first], 7
+    )
     with torch.no_grad():
         before, after = logits(batch["tokens"]), logits(changed)
     others = batch["document_ids"][row] != 1
@@ -124,7 +139,10 @@ def test_ranks_share_the_rows_of_a_step(world):
     step = first_step(dataset)
     whole = StepBatches(dataset)[step][0]["ids"]
     for world_size in (2, 3, 4):
-        parts = [StepBatches(dataset, rank=r, world_size=world_size, accumulation=2)[step] for r in range(world_size)]
+        parts = [
+            StepBatches(dataset, rank=r, world_size=world_size, accumulation=2)[step]
+            for r in range(world_size)
+        ]
         assert len({len(batches) for batches in parts}) == 1
         ids = [i for batches in parts for b in batches for i in b["ids"]]
         assert sorted(ids) == sorted(whole)
@@ -144,7 +162,9 @@ def test_a_rank_without_speech_gets_empty_speech_tensors(world):
 def test_a_text_step_leaves_the_projector_without_gradient(world):
     model, dataset = world
     step = dataclasses.replace(first_step(dataset), is_twin=True)
-    rows = tuple(tuple(i for i in row if dataset.samples[i].task in ("st", "sqa")) for row in step.rows)
+    rows = tuple(
+        tuple(i for i in row if dataset.samples[i].task in ("st", "sqa")) for row in step.rows
+    )
     batches = StepBatches(dataset)[dataclasses.replace(step, rows=rows)]
     losses, _ = loss_and_gradient(model, batches, ctc_weight=0.3)
     assert losses.loss > 0
@@ -160,7 +180,9 @@ def test_augmentation_depends_on_seed_step_and_audio_only(world):
     parts = [StepBatches(dataset, augment=masks, rank=r, world_size=2)[step][0] for r in range(2)]
 
     def by_utterance(batch):
-        return sorted(f.sum().item() for f in batch["frames"].split(batch["frame_lengths"].tolist()))
+        return sorted(
+            f.sum().item() for f in batch["frames"].split(batch["frame_lengths"].tolist())
+        )
 
     together = sorted(by_utterance(parts[0]) + by_utterance(parts[1]))
     assert by_utterance(whole) == pytest.approx(together)

@@ -63,6 +63,7 @@ def _run(recipe_main: Callable[[DictConfig], Any]) -> None:
     def start(cfg: DictConfig) -> Any:
         nonlocal started
         started = True
+        _drop_null_components(cfg)
         return recipe_main(cfg)
 
     try:
@@ -72,6 +73,16 @@ def _run(recipe_main: Callable[[DictConfig], Any]) -> None:
         if started or isinstance(error, InputError):
             raise
         raise InputError(f"command line: {error}") from error
+
+
+def _drop_null_components(cfg: DictConfig) -> None:
+    """Make `dataset=null` on the command line mean no data set.
+
+    torchtune takes a value given to a component as the component's name.
+    """
+    for key, node in cfg.items_ex(resolve=False):
+        if isinstance(node, DictConfig) and "_component_" in node and node._component_ is None:
+            cfg[key] = None
 
 
 def _prepare(words: list[str]) -> list[str]:

@@ -17,12 +17,13 @@ from torchtune_speech.modules import spec_augment
 class Batch(TypedDict):
     """One forward pass.
 
-    ``tokens``, ``labels``, ``input_pos`` and ``document_ids`` are ``[b, s]``; ``labels`` holds the next
-    token where it is supervised and -100 elsewhere; ``input_pos`` restarts in each sample;
-    ``document_ids`` counts the samples of a row from 1, 0 is padding. ``frames`` ``[t, d]`` holds all
-    utterances one after the other, ``frame_lengths`` ``[u]`` their lengths, ``speech_index`` ``[n]`` the
-    flat positions of the placeholders in the same order; the three are None in a step without
-    speech. ``ctc_targets`` and ``ctc_target_lengths`` ``[u]`` are the labels of the utterances.
+    ``tokens``, ``labels``, ``input_pos`` and ``document_ids`` are ``[b, s]``; ``labels`` holds the
+    next token where it is supervised and -100 elsewhere; ``input_pos`` restarts in each sample;
+    ``document_ids`` counts the samples of a row from 1, 0 is padding. ``frames`` ``[t, d]`` holds
+    all utterances one after the other, ``frame_lengths`` ``[u]`` their lengths, ``speech_index``
+    ``[n]`` the flat positions of the placeholders in the same order; the three are None in a step
+    without speech. ``ctc_targets`` and ``ctc_target_lengths`` ``[u]`` are the labels of the
+    utterances.
     """
 
     tokens: Tensor
@@ -113,8 +114,8 @@ class StepBatches(Dataset):
     """The batches that one process runs in a step: ``batches[step]``.
 
     Process ``rank`` takes every ``world_size``-th row of the step, and splits its rows into
-    ``accumulation`` batches. A process left without rows gets an empty one, so that all take part in the
-    same collectives.
+    ``accumulation`` batches. A process left without rows gets an empty one, so that all take part
+    in the same collectives.
 
     Args:
         dataset: where the samples come from.

@@ -124,11 +124,13 @@ class SpeechDataset:
     def _num_frames(self, sample: Sample, key: str) -> int:
         if self.store is None:
             raise InputError(
-                f"sample {sample.id}: has audio, but no feature store was given; set dataset.features"
+                f"sample {sample.id}: has audio, but no feature store was given; "
+                "set dataset.features"
             )
         if key not in self.store:
             raise InputError(
-                f"sample {sample.id}: audio {key} is not in the feature store; run extract_features on this manifest"
+                f"sample {sample.id}: audio {key} is not in the feature store; "
+                "run extract_features on this manifest"
             )
         return self.store.num_frames(key)
 
@@ -150,7 +152,8 @@ def _fitting(
     if on_too_long == "fail":
         raise InputError(
             f"sample {samples[first].id}: {lengths[first]} tokens, max_seq_len is {max_seq_len} "
-            f"({len(too_long)} of {len(samples)} samples are too long); raise max_seq_len, or set dataset.on_too_long=skip"
+            f"({len(too_long)} of {len(samples)} samples are too long); raise max_seq_len, "
+            "or set dataset.on_too_long=skip"
         )
     kept = np.flatnonzero(lengths <= max_seq_len)
     if not len(kept):

@@ -51,8 +51,8 @@ class InterleaveSpeech(Transform):
     """Turns messages into tokens, with one placeholder for each speech vector to come.
 
     A torchtune transform: takes a sample with ``messages`` and ``speech_lengths`` and gives it
-    ``tokens`` and ``labels``. Assistant turns that are not masked are supervised, their end-of-turn token
-    included, so that the model learns to stop; headers never are.
+    ``tokens`` and ``labels``. Assistant turns that are not masked are supervised, their end-of-turn
+    token included, so that the model learns to stop; headers never are.
 
     Args:
         chat: the LLM's chat format.
@@ -92,7 +92,8 @@ class InterleaveSpeech(Transform):
             supervised += [not message.masked] * (len(body) + len(self.chat.end_ids))
         if lengths:
             raise ValueError(
-                f"{len(lengths)} speech lengths are left over: more than the messages have speech items"
+                f"{len(lengths)} speech lengths are left over: "
+                "more than the messages have speech items"
             )
         if inference:
             header = self.chat.header_ids("assistant")

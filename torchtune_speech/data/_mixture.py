@@ -18,9 +18,9 @@ def plan_sources(samples: Sequence[Sample], mixture: Mapping | None) -> list[Sou
     Args:
         samples: the data set.
         mixture: None for one shuffled pass over everything; else ``task`` (task to weight), and
-            optionally ``domain`` (domain to weight, or ``uniform``) and ``language`` (task to target
-            language to weight, or task to ``uniform``). What is not weighted counts by its number
-            of samples. A step is drawn from one task, domain and target language.
+            optionally ``domain`` (domain to weight, or ``uniform``) and ``language`` (task to
+            target language to weight, or task to ``uniform``). What is not weighted counts by its
+            number of samples. A step is drawn from one task, domain and target language.
 
     Returns:
         The sources, with weights that sum to 1.
@@ -29,7 +29,8 @@ def plan_sources(samples: Sequence[Sample], mixture: Mapping | None) -> list[Sou
         InputError: if a weight names something that the data does not hold.
 
     Example:
-        >>> plan_sources(samples, {"task": {"asr": 0.3, "st": 0.7}, "language": {"st": {"de": 0.4, "it": 0.6}}})
+        >>> languages = {"st": {"de": 0.4, "it": 0.6}}
+        >>> plan_sources(samples, {"task": {"asr": 0.3, "st": 0.7}, "language": languages})
     """
     if mixture is None:
         return [Source("all", 1.0, np.arange(len(samples)), any(s.is_speech for s in samples))]

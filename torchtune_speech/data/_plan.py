@@ -80,7 +80,8 @@ class Plan:
         number: steps taken so far.
 
     Example:
-        >>> plan = Plan([Source("asr", 1.0, np.arange(4))], np.array([5, 3, 4, 4]), max_seq_len=8, rows_per_step=1)
+        >>> sources, lengths = [Source("asr", 1.0, np.arange(4))], np.array([5, 3, 4, 4])
+        >>> plan = Plan(sources, lengths, max_seq_len=8, rows_per_step=1)
         >>> next(plan).rows
         ((2, 3),)
     """
@@ -155,7 +156,8 @@ class Plan:
         names = {s.name for s in self.sources}
         if set(state["cursors"]) != names:
             raise ValueError(
-                f"the saved plan drew from {sorted(state['cursors'])}, this one from {sorted(names)}"
+                f"the saved plan drew from {sorted(state['cursors'])}, "
+                f"this one from {sorted(names)}"
             )
         self.number, self._drawn = state["number"], state["drawn"]
         self._twin_of = tuple(state["twin_of"]) if state["twin_of"] else None

@@ -73,7 +73,7 @@ def _verify_shard(file: Path, rows: dict[str, dict[str, Any]], info: dict[str, A
     return problems
 
 
-def _verify_tensor(frames: Any, row: dict[str, Any], info: dict[str, Any]) -> str | None:  # noqa: ANN401
+def _verify_tensor(frames: Any, row: dict[str, Any], info: dict[str, Any]) -> str | None:
     """What is wrong with the frames of one utterance, None if nothing is."""
     shape = [row["frames"], info["fingerprint"]["dim"]]
     if list(frames.shape) != shape:

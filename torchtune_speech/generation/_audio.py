@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from torchtune_speech.data import AudioCut, InterleaveSpeech, Llama3ChatFormat, PromptTemplates, Sample
+from torchtune_speech.data import (
+    AudioCut,
+    InterleaveSpeech,
+    Llama3ChatFormat,
+    PromptTemplates,
+    Sample,
+)
 from torchtune_speech.encoders import Encoder
 from torchtune_speech.features import average_frames
 from torchtune_speech.generation._generate import Prompt, generate
@@ -40,7 +46,11 @@ def answer_audio(
     """
     frames = average_frames(encoder([waveform])[0], frame_average)
     sample = Sample(
-        id="audio", task="instruct", target="", audio=(AudioCut("audio"),), extra={"instruction": instruction}
+        id="audio",
+        task="instruct",
+        target="",
+        audio=(AudioCut("audio"),),
+        extra={"instruction": instruction},
     )
     prompt = InterleaveSpeech(chat)(
         {

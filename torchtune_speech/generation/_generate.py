@@ -50,8 +50,9 @@ def generate(
 ) -> list[Answer]:
     """Greedy decoding of a batch.
 
-    Prompts are padded on the right and read once; each new token then takes the next slot of the cache
-    while its position counts from its own prompt's end, so that the batch does not change the text.
+    Prompts are padded on the right and read once; each new token then takes the next slot of the
+    cache while its position counts from its own prompt's end, so that the batch does not change the
+    text.
 
     Args:
         model: the model; it is put into evaluation mode for the call.
@@ -73,13 +74,23 @@ def generate(
     prompt_len = int(lengths.max())
     cache_len = prompt_len + max_new_tokens
     cache = local_kv_cache(
-        model.decoder, batch_size=len(prompts), device=device, dtype=cache_dtype, decoder_max_seq_len=cache_len
+        model.decoder,
+        batch_size=len(prompts),
+        device=device,
+        dtype=cache_dtype,
+        decoder_max_seq_len=cache_len,
     )
     try:
         with cache:
-            choose = _chooser([i for i in {*forbidden_ids, placeholder_id} if i not in stop_ids], device)
-            logits = _prefill(model, prompts, lengths, prompt_len, cache_len, pad_id, placeholder_id)
-            new = _decode(model, choose(logits), choose, lengths, prompt_len, cache_len, list(stop_ids))
+            choose = _chooser(
+                [i for i in {*forbidden_ids, placeholder_id} if i not in stop_ids], device
+            )
+            logits = _prefill(
+                model, prompts, lengths, prompt_len, cache_len, pad_id, placeholder_id
+            )
+            new = _decode(
+                model, choose(logits), choose, lengths, prompt_len, cache_len, list(stop_ids)
+            )
     finally:
         model.train(was_training)
     return [_answer(row, stop_ids) for row in new.tolist()]

@@ -22,8 +22,8 @@ def predict(
 ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
     """Answers to samples of a data set, batch by batch.
 
-    Samples are batched with others of like prompt length, so that little is padded; the batches come
-    in that order.
+    Samples are batched with others of like prompt length, so that little is padded; the batches
+    come in that order.
 
     Args:
         model: the model.
@@ -54,7 +54,16 @@ def predict(
         )
         seconds = (time.perf_counter() - began) / len(batch)
         yield [
-            (i, prediction_row(dataset.samples[i], chat.decode(a.tokens), a.finish_reason, len(a.tokens), seconds))
+            (
+                i,
+                prediction_row(
+                    dataset.samples[i],
+                    chat.decode(a.tokens),
+                    a.finish_reason,
+                    len(a.tokens),
+                    seconds,
+                ),
+            )
             for i, a in zip(batch, answers, strict=True)
         ]
 

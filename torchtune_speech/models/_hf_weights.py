@@ -50,7 +50,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     for file in _safetensors_files(path):
         try:
             with safe_open(file, framework="pt") as f:
-                tensors.update({name: f.get_tensor(name) for name in f.keys()})  # noqa: SIM118
+                tensors.update({name: f.get_tensor(name) for name in f.keys()})
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{file}: cannot be read ({error}); copy or download it again"
@@ -70,7 +70,8 @@ def _safetensors_files(path: Path) -> list[Path]:
     if single.is_file():
         return [single]
     raise InputError(
-        f"{path}: no model.safetensors or model.safetensors.index.json; download the model's safetensors files"
+        f"{path}: no model.safetensors or model.safetensors.index.json; "
+        "download the model's safetensors files"
     )
 
 
@@ -234,7 +235,8 @@ def _tune_adapter_name(name: str, file: Path) -> str:
     )
     if not match or match[2] not in _PEFT_TO_TUNE:
         raise InputError(
-            f"{file}: unknown adapter weight {name!r}; only LoRA on attention and feed-forward layers is supported"
+            f"{file}: unknown adapter weight {name!r}; "
+            "only LoRA on attention and feed-forward layers is supported"
         )
     return f"decoder.layers.{match[1]}.{_PEFT_TO_TUNE[match[2]]}.lora_{match[3].lower()}.weight"
 
@@ -271,7 +273,8 @@ def check_shapes(model: torch.nn.Module, weights: dict[str, Tensor], origin: str
     for name, tensor in weights.items():
         if name not in expected:
             raise InputError(
-                f"{origin}: weight {name} is not in the model; use the model settings that this checkpoint was made with"
+                f"{origin}: weight {name} is not in the model; "
+                "use the model settings that this checkpoint was made with"
             )
         if tuple(tensor.shape) != expected[name]:
             raise InputError(

@@ -231,7 +231,8 @@ def llama_shape_from_hf(path: str | Path) -> dict[str, Any]:
     where = f"{path}/config.json"
     if config.get("model_type") != "llama":
         raise InputError(
-            f"{where}: model_type is {config.get('model_type')!r}; give a folder of a Llama-3-family model"
+            f"{where}: model_type is {config.get('model_type')!r}; "
+            "give a folder of a Llama-3-family model"
         )
     heads, dim = config["num_attention_heads"], config["hidden_size"]
     if config.get("head_dim") not in (None, dim // heads):
@@ -271,7 +272,8 @@ def read_hf_config(path: str | Path) -> dict[str, Any]:
     file = Path(path) / "config.json"
     if not file.is_file():
         raise InputError(
-            f"{path}: no config.json there; give the folder of a Hugging Face model (download one with `tune download`)"
+            f"{path}: no config.json there; give the folder of a Hugging Face model "
+            "(download one with `tune download`)"
         )
     try:
         return json.loads(file.read_text())
@@ -287,7 +289,7 @@ def _rope_scale(rope: dict[str, Any], where: str) -> float:
     odd = {k: rope.get(k) for k, v in fixed.items() if rope.get(k, v) != v}
     if kind != "llama3" or odd:
         raise InputError(
-            f"{where}: rotary scaling {kind!r} with {odd or 'other rules'} is not torchtune's Llama-3.1 scaling; "
-            "use a model of the Llama-3 family"
+            f"{where}: rotary scaling {kind!r} with {odd or 'other rules'} is not torchtune's "
+            "Llama-3.1 scaling; use a model of the Llama-3 family"
         )
     return rope["factor"]

@@ -10,7 +10,8 @@ def splice_speech(embeddings_bsd: Tensor, vectors_nd: Tensor, speech_index_n: Te
     Args:
         embeddings_bsd: token embeddings, ``[b, s, d]``.
         vectors_nd: speech vectors of all utterances of the batch, concatenated, ``[n, d]``.
-        speech_index_n: positions of the placeholders in the flattened ``[b * s]`` batch, in order, ``[n]``.
+        speech_index_n: positions of the placeholders in the flattened ``[b * s]`` batch, in
+            order, ``[n]``.
 
     Returns:
         A new tensor ``[b, s, d]`` in the dtype of the embeddings.

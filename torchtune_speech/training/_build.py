@@ -1,4 +1,4 @@
-"""A SpeechLLM with real weights: frozen LLM, projector, LoRA; in one process or sharded over many."""
+"""A SpeechLLM with real weights: frozen LLM, projector, LoRA; in one process or sharded."""
 
 import math
 import zlib
@@ -92,7 +92,8 @@ def build_speech_llm(
     missing = set(built.state_dict()) - set(weights)
     if missing:
         raise InputError(
-            f"{llm_dir}: {len(missing)} weights are missing, among them {sorted(missing)[0]}; download the model again"
+            f"{llm_dir}: {len(missing)} weights are missing, among them {sorted(missing)[0]}; "
+            "download the model again"
         )
     if activation_checkpointing:
         training.set_activation_checkpointing(

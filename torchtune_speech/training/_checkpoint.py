@@ -1,7 +1,7 @@
 """Stage checkpoints: folders ``step_N`` that are whole or absent, holding data only.
 
-``projector.safetensors``, ``adapter_model.safetensors`` with ``adapter_config.json`` (PEFT), ``stage.json``, and
-``state/`` with what a resumed run needs.
+``projector.safetensors``, ``adapter_model.safetensors`` with ``adapter_config.json`` (PEFT),
+``stage.json``, and ``state/`` with what a resumed run needs.
 """
 
 import json
@@ -164,7 +164,8 @@ def find_checkpoint(path: str | Path) -> Path:
         found = list_checkpoints(path)
         if not found:
             raise InputError(
-                f"{path}: no checkpoint there; give the output_dir of a finished stage, or one of its step_N folders"
+                f"{path}: no checkpoint there; give the output_dir of a finished stage, "
+                "or one of its step_N folders"
             )
         path = found[-1]
     if read_json(path / "stage.json").get("format", 0) > FORMAT:
@@ -205,7 +206,8 @@ def load_trained(
         file = find_checkpoint(projector) / "projector.safetensors"
         if not file.is_file():
             raise InputError(
-                f"{file.parent}: holds no projector; give a checkpoint of projector or multimodal_fuse"
+                f"{file.parent}: holds no projector; "
+                "give a checkpoint of projector or multimodal_fuse"
             )
         weights |= {f"projector.{name}": t for name, t in read_safetensors(file).items()}
     if adapter is not None:
@@ -234,7 +236,8 @@ def load_state(
         name, key = full_name.rsplit("/", 1)
         if name not in named:
             raise InputError(
-                f"{checkpoint}: optimizer state of {name}, which this run does not train; resume with the run's own config"
+                f"{checkpoint}: optimizer state of {name}, which this run does not train; "
+                "resume with the run's own config"
             )
         parameter = named[name]
         tensor = tensor.to(parameter.device) if tensor.ndim else tensor

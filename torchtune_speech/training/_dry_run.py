@@ -73,8 +73,9 @@ def memory_estimate(
         activation_checkpointing: whether layers are recomputed.
 
     Returns:
-        Part to bytes. Activations count what the backward pass of a decoder layer keeps: four vectors of the
-        width, queries, keys, values and attention output, and three of the feed-forward width for each token.
+        Part to bytes. Activations count what the backward pass of a decoder layer keeps: four
+        vectors of the width, queries, keys, values and attention output, and three of the
+        feed-forward width for each token.
     """
     size = dtype.itemsize
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -117,7 +118,7 @@ def _plan(cfg: DictConfig, model: SpeechLLM) -> tuple[Plan, np.ndarray, str]:
     return plan, dataset.lengths, f"{len(dataset)} samples"
 
 
-def _dataset(cfg: DictConfig, model: SpeechLLM) -> Any:  # noqa: ANN401
+def _dataset(cfg: DictConfig, model: SpeechLLM) -> Any:
     speech = {} if model.projector is None else {"output_length": model.projector.output_length}
     tokenizer = config.instantiate(cfg.tokenizer)
     return config.instantiate(
@@ -147,10 +148,11 @@ def _synthetic_plan(
     ), lengths
 
 
-def _describe(step: Any, plan: Plan, lengths: np.ndarray) -> str:  # noqa: ANN401
+def _describe(step: Any, plan: Plan, lengths: np.ndarray) -> str:
     kind = f"{step.source}{' (text twins)' if step.is_twin else ''}"
     share = "" if step.is_twin else f", {fill(step, lengths, plan.max_seq_len):.1%} full"
-    return f"  step {step.number + 1}: {kind}, {len(step.rows)} rows, {len(step.samples)} samples{share}"
+    count = f"{len(step.rows)} rows, {len(step.samples)} samples"
+    return f"  step {step.number + 1}: {kind}, {count}{share}"
 
 
 def _table(values: Mapping[str, Any]) -> list[str]:

@@ -83,7 +83,7 @@ class _Steps:
         return itertools.islice(self.plan, self.count)
 
 
-def _as_is(item: Any) -> Any:  # noqa: ANN401
+def _as_is(item: Any) -> Any:
     return item
 
 
@@ -92,8 +92,8 @@ def step_loader(
 ) -> DataLoader:
     """Steps with their batches, prepared ahead by worker processes.
 
-    The plan runs ahead of training as far as the workers prefetch; a checkpoint therefore takes the state
-    that each :class:`Step` carries, not the plan's own.
+    The plan runs ahead of training as far as the workers prefetch; a checkpoint therefore takes the
+    state that each :class:`Step` carries, not the plan's own.
 
     Args:
         plan: where the steps come from.

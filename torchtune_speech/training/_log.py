@@ -47,7 +47,7 @@ class TrainingLog:
             self._dir.mkdir(parents=True, exist_ok=True)
             for file in (METRICS_FILE, EVALUATIONS_FILE):
                 _keep_steps(self._dir / file, first_step)
-            self._file = open(self._dir / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
+            self._file = open(self._dir / METRICS_FILE, "a", encoding="utf-8")
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record a step.
@@ -141,7 +141,7 @@ def flat_scores(report: Mapping[str, Any]) -> dict[str, float]:
     return scores
 
 
-def _short(value: Any) -> Any:  # noqa: ANN401
+def _short(value: Any) -> Any:
     """Nine significant digits tell any two float32 numbers apart."""
     if not isinstance(value, float) or not math.isfinite(value):
         return value

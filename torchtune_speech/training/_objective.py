@@ -148,7 +148,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Autocast for dtypes below float32; trainable weights stay float32 and are cast where they are used.
+    """Autocast for dtypes below float32.
+
+    Trainable weights stay float32 and are cast where they are used.
 
     Args:
         device: where the model computes.

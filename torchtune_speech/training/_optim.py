@@ -19,8 +19,8 @@ def learning_rate(
 ) -> float:
     """Learning rate of a step.
 
-    A pure function, so that a resumed run has no schedule to restore. Linear warm-up that reaches ``lr``
-    at step ``warmup_steps``, then cosine to 0 at ``max_steps``, or constant.
+    A pure function, so that a resumed run has no schedule to restore. Linear warm-up that reaches
+    ``lr`` at step ``warmup_steps``, then cosine to 0 at ``max_steps``, or constant.
 
     Args:
         step: number of the step, from 0.

@@ -46,7 +46,7 @@ class Process:
         """
         if self.world_size == 1:
             return list(values)
-        # float32 on accelerators without doubles would lose counts above 2**24; none of ours is one.
+        # Doubles, since float32 would lose counts above 2**24.
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()

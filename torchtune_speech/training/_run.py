@@ -40,7 +40,8 @@ def resume_point(output_dir: str | Path, resume: bool) -> Path | None:
     found = list_checkpoints(output_dir)
     if found and not resume:
         raise InputError(
-            f"{output_dir}: holds checkpoints up to {found[-1].name}; set resume=true to go on, or name another output_dir"
+            f"{output_dir}: holds checkpoints up to {found[-1].name}; set resume=true to go on, "
+            "or name another output_dir"
         )
     return find_checkpoint(found[-1]) if found else None
 
@@ -92,8 +93,9 @@ def check_finite(losses: StepLoss, grad_norm: float, step: Step, dataset: Speech
         return
     some = ", ".join(dataset.samples[i].id for i in step.samples[:5])
     raise TrainingError(
-        f"step {step.number + 1}: loss {losses.loss}, gradient norm {grad_norm} (samples {some}, ...); "
-        "look at these samples, or lower the learning rate, and set resume=true"
+        f"step {step.number + 1}: loss {losses.loss}, gradient norm {grad_norm} "
+        f"(samples {some}, ...); look at these samples, or lower the learning rate, "
+        "and set resume=true"
     )
 
 
@@ -178,8 +180,9 @@ def check_checkpoint_fits(path: str | Path, found: Mapping[str, Any], *, store: 
     expected = read_stage(path)["fingerprints"]
     if expected["llm"]["digest"] != found["llm"]["digest"]:
         raise InputError(
-            f"{path}: trained with the LLM {expected['llm']['name']!r}, this run uses {found['llm']['name']!r} "
-            "(another model, or changed files); set llm_dir to the folder it was trained with"
+            f"{path}: trained with the LLM {expected['llm']['name']!r}, "
+            f"this run uses {found['llm']['name']!r} (another model, or changed files); "
+            "set llm_dir to the folder it was trained with"
         )
     if store and expected["store"] and found["store"]:
         check_fingerprint(
@@ -199,7 +202,8 @@ def warn_if_incoherent(projector_checkpoint: str | Path | None, max_wer: float =
     wer = read_stage(projector_checkpoint).get("metrics", {}).get("asr", {}).get("wer")
     if wer is not None and wer > max_wer:
         _log.warning(
-            "%s: its projector had a WER of %.2f on its dev set; train stage A longer first, fusion will not mend it",
+            "%s: its projector had a WER of %.2f on its dev set; train stage A longer first, "
+            "fusion will not mend it",
             projector_checkpoint,
             wer,
         )
