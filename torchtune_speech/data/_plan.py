@@ -78,6 +78,7 @@ class Plan:
 
     Attributes:
         number: steps taken so far.
+        twin_lengths: as given; zeros when not.
 
     Example:
         >>> sources, lengths = [Source("asr", 1.0, np.arange(4))], np.array([5, 3, 4, 4])
@@ -104,9 +105,9 @@ class Plan:
             raise ValueError("the plan has nothing to draw from")
         total = sum(s.weight for s in self.sources)
         self._weights = np.array([s.weight / total for s in self.sources])
-        self._twin_lengths = twin_lengths if twin_lengths is not None else np.zeros_like(lengths)
+        self.twin_lengths = twin_lengths if twin_lengths is not None else np.zeros_like(lengths)
         # Twins share their samples' rows, so a row must have room for whichever is longer.
-        self._lengths = np.maximum(lengths, self._twin_lengths) if paired else lengths
+        self._lengths = np.maximum(lengths, self.twin_lengths) if paired else lengths
         self.max_seq_len, self.rows_per_step = max_seq_len, rows_per_step
         self.paired, self.packed, self.block_size, self.seed = paired, packed, block_size, seed
         speech = sum(len(s.samples) for s in self.sources if s.is_speech)
@@ -177,7 +178,7 @@ class Plan:
             self._lengths,
             max_seq_len=self.max_seq_len,
             rows_per_step=self.rows_per_step,
-            twin_lengths=self._twin_lengths,
+            twin_lengths=self.twin_lengths,
             paired=self.paired,
             packed=self.packed,
             block_size=self.block_size,
@@ -196,7 +197,7 @@ class Plan:
         rows = steps[offset]
         if self.sources[source].is_speech or not self._count_speech_only:
             self._drawn += sum(len(row) for row in rows)
-        if self.paired and any(self._twin_lengths[i] for row in rows for i in row):
+        if self.paired and any(self.twin_lengths[i] for row in rows for i in row):
             self._twin_of = (source, pass_, block, offset)
         self._cursors[source] = [
             self._cursors[source][0] + 1,
@@ -244,12 +245,12 @@ class Plan:
 
     def _twin_rows(self, rows: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
         """Twins are shorter than speech: pack them again, into as few rows as they need."""
-        samples = [i for row in rows for i in row if self._twin_lengths[i]]
+        samples = [i for row in rows for i in row if self.twin_lengths[i]]
         if not self.packed:
             return tuple((i,) for i in samples)
-        packed = pack_best_fit(self._twin_lengths[samples].tolist(), self.max_seq_len)
+        packed = pack_best_fit(self.twin_lengths[samples].tolist(), self.max_seq_len)
         if len(packed) > len(rows):  # best fit is no optimum; the speech rows always have room
-            kept = (tuple(i for i in row if self._twin_lengths[i]) for row in rows)
+            kept = (tuple(i for i in row if self.twin_lengths[i]) for row in rows)
             return tuple(row for row in kept if row)
         return tuple(tuple(samples[i] for i in row) for row in packed)
 
