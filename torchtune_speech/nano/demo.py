@@ -69,19 +69,38 @@ def _commands(out: Path) -> list[tuple[str, Path, list[str]]]:
     """Name, what shows that it was done, and command of each step, in order."""
     python = "python" if os.name != "nt" else "python.exe"
     steps = [
-        ("world", out / "data" / "world.json", [python, "-m", "torchtune_speech.nano", "world", "--out", f"{out}/data"]),
+        (
+            "world",
+            out / "data" / "world.json",
+            [python, "-m", "torchtune_speech.nano", "world", "--out", f"{out}/data"],
+        ),
         (
             "llm",
             out / "llm" / "config.json",
-            [python, "-m", "torchtune_speech.nano", "llm", "--data", f"{out}/data", "--out", f"{out}/llm"],
+            [
+                python,
+                "-m",
+                "torchtune_speech.nano",
+                "llm",
+                "--data",
+                f"{out}/data",
+                "--out",
+                f"{out}/llm",
+            ],
         ),
         ("features", out / "features" / "index.parquet", _tune("extract_features")),
     ]
-    for stage, recipe in (("A", "projector"), ("B", "lora_finetune_text"), ("C", "multimodal_fuse")):
+    for stage, recipe in (
+        ("A", "projector"),
+        ("B", "lora_finetune_text"),
+        ("C", "multimodal_fuse"),
+    ):
         steps.append((stage, out / stage, _tune(recipe)))
     for name, options in SYSTEMS.items():
         file = out / f"predictions-{name}.jsonl"
-        steps.append((f"predict {name}", file, _tune("speech_generate", f"output={file}", *options)))
+        steps.append(
+            (f"predict {name}", file, _tune("speech_generate", f"output={file}", *options))
+        )
     return steps
 
 

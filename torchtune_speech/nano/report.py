@@ -25,7 +25,10 @@ LANGUAGES = ("de", "it", "zh")
 
 
 def demo_report(
-    predictions: Mapping[str, Sequence[Mapping[str, Any]]], *, seconds: Mapping[str, float], normalizer: str
+    predictions: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    seconds: Mapping[str, float],
+    normalizer: str,
 ) -> dict[str, Any]:
     """Scores of all systems.
 
@@ -41,7 +44,10 @@ def demo_report(
     reports = {name: score(rows, normalizer=normalizer) for name, rows in predictions.items()}
     shared = ("normalizer", "signatures")
     return {
-        **{name: {k: v for k, v in report.items() if k not in shared} for name, report in reports.items()},
+        **{
+            name: {k: v for k, v in report.items() if k not in shared}
+            for name, report in reports.items()
+        },
         "normalizer": normalizer,
         "n": reports["C"]["n"],
         "seconds": dict(seconds),
@@ -61,12 +67,23 @@ def format_demo_table(report: Mapping[str, Any]) -> str:
     rows = [header] + [[name, text, *_cells(report[name])] for name, text in DESCRIPTIONS.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = [
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     n = report["n"]
     sizes = f"Unseen sentences, unseen voices: {n['asr']} for ASR, {_size(n['st'])} for ST, {_size(n['sqa'])} for SQA."
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", f"{sizes} Normalizer: {report['normalizer']}."])
+    return "\n".join(
+        [
+            lines[0],
+            "-" * len(lines[0]),
+            *lines[1:],
+            "",
+            f"{sizes} Normalizer: {report['normalizer']}.",
+        ]
+    )
 
 
 def _cells(scores: Mapping[str, Any]) -> list[str]:
