@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torchtune.training import get_dtype
 
 from torchtune_speech import config, training
 from torchtune_speech.data import StepBatches
@@ -62,7 +61,7 @@ class LoRAFinetuneTextRecipe:
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
         self.process = training.start_process(cfg.device)
-        self.dtype = get_dtype(cfg.dtype, device=self.process.device)
+        self.dtype = training.compute_dtype(cfg.dtype, self.process.device)
         self.scores: dict[str, Any] = {}
 
     def setup(self) -> None:
@@ -210,7 +209,7 @@ def recipe_main(cfg: DictConfig) -> None:
     """Entry point of `tune run lora_finetune_text`."""
     config.check_keys(cfg, KEYS)
     if cfg.dry_run:
-        print(training.dry_run(cfg, TRAINED))
+        training.dry_run(cfg, TRAINED)
         return
     recipe = LoRAFinetuneTextRecipe(cfg)
     recipe.setup()

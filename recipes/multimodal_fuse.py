@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torchtune.training import get_dtype
 
 from torchtune_speech import config, training
 from torchtune_speech.data import StepBatches
@@ -68,7 +67,7 @@ class MultimodalFuseRecipe:
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
         self.process = training.start_process(cfg.device)
-        self.dtype = get_dtype(cfg.dtype, device=self.process.device)
+        self.dtype = training.compute_dtype(cfg.dtype, self.process.device)
         self.scores: dict[str, Any] = {}
 
     def setup(self) -> None:
@@ -230,7 +229,7 @@ def recipe_main(cfg: DictConfig) -> None:
     """Entry point of `tune run multimodal_fuse`."""
     config.check_keys(cfg, KEYS)
     if cfg.dry_run:
-        print(training.dry_run(cfg, TRAINED))
+        training.dry_run(cfg, TRAINED)
         return
     recipe = MultimodalFuseRecipe(cfg)
     recipe.setup()

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torchtune.training import get_dtype
 from torchtune.utils import get_logger
 from tqdm import tqdm
 
@@ -57,7 +56,7 @@ class SpeechGenerateRecipe:
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
         self.process = training.start_process(cfg.device)
-        self.dtype = get_dtype(cfg.dtype, device=self.process.device)
+        self.dtype = training.compute_dtype(cfg.dtype, self.process.device)
 
     def setup(self) -> None:
         """Read the data and load the model."""

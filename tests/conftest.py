@@ -99,6 +99,19 @@ def recipe_module():
     return load
 
 
+@pytest.fixture
+def run_recipe(recipe_module, monkeypatch, capsys):
+    """A function that runs a recipe in this process; returns (exit code, stdout, stderr)."""
+
+    def run(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            recipe_module(name).recipe_main()
+        return exit_.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tune_run():
     """A function that runs `tune run` with the given words and returns the finished process."""

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import torch
+import yaml
 from torchtune.models.llama3 import llama3_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from torchtune_speech.config import config_path
 from torchtune_speech.features import FeatureWriter, finalize_store
 from torchtune_speech.nano._tokenizer import write_tokenizer
 
@@ -113,3 +115,43 @@ def writer_of_frames(folder: Path) -> None:
                 f"{i}.wav", torch.randn(5 + 3 * i, FRAME_DIM, generator=generator), seconds=1.0 + i
             )
     finalize_store(folder)
+
+
+PROJECTOR = {
+    "_component_": "torchtune_speech.models.transformer_projector",
+    "in_dim": FRAME_DIM,
+    "out_dim": DIM,
+    "embed_dim": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+}
+
+
+def write_config(world, recipe, **changes):
+    """The packaged nano config, pointed at the tiny world."""
+    cfg = yaml.safe_load(open(config_path(f"nano/{recipe}")))
+    cfg["llm_dir"] = str(world / "llm")
+    for name in ("dataset", "eval_dataset"):
+        if cfg.get(name):
+            cfg[name]["manifest"] = str(world / "data" / "manifest.jsonl")
+            if "features" in cfg[name]:
+                cfg[name]["features"] = str(world / "data" / "features")
+    if "projector" in cfg:
+        labels = json.loads((world / "llm" / "config.json").read_text())["vocab_size"] + 1
+        cfg["projector"] = PROJECTOR | {"ctc_vocab_size": labels}
+    if recipe == "lora_finetune_text":
+        cfg["dataset"]["text_twins"] = True
+        cfg["dataset"]["tasks"] = cfg["eval_dataset"]["tasks"] = ["st", "sqa", "mt"]
+    small = {"max_seq_len": 160, "max_new_tokens": 4}
+    if "max_steps" in cfg:
+        small |= {
+            "max_steps": 6,
+            "rows_per_step": 3,
+            "eval_every_n_steps": None,
+            "eval_samples": 4,
+            "keep_last": None,
+        }
+    cfg |= small | changes
+    file = world / f"{recipe}.yaml"
+    file.write_text(yaml.safe_dump(cfg, sort_keys=False))
+    return file

@@ -3,21 +3,8 @@
 import json
 
 import pytest
-import yaml
 from safetensors.torch import load_file
-from tiny_world import DIM, FRAME_DIM, make_data, make_llm
-
-from torchtune_speech.config import config_path
-
-PROJECTOR = {
-    "_component_": "torchtune_speech.models.transformer_projector",
-    "in_dim": FRAME_DIM,
-    "out_dim": DIM,
-    "embed_dim": 16,
-    "num_layers": 1,
-    "num_heads": 2,
-    "ctc_vocab_size": 39,
-}
+from tiny_world import make_data, make_llm, write_config
 
 
 @pytest.fixture(scope="module")
@@ -26,35 +13,6 @@ def world(tmp_path_factory):
     make_llm(folder / "llm")
     make_data(folder / "data")
     return folder
-
-
-def write_config(world, recipe, **changes):
-    """The packaged nano config, pointed at the tiny world."""
-    cfg = yaml.safe_load(open(config_path(f"nano/{recipe}")))
-    cfg["llm_dir"] = str(world / "llm")
-    for name in ("dataset", "eval_dataset"):
-        if cfg.get(name):
-            cfg[name]["manifest"] = str(world / "data" / "manifest.jsonl")
-            if "features" in cfg[name]:
-                cfg[name]["features"] = str(world / "data" / "features")
-    if "projector" in cfg:
-        cfg["projector"] = PROJECTOR
-    if recipe == "lora_finetune_text":
-        cfg["dataset"]["text_twins"] = True
-        cfg["dataset"]["tasks"] = cfg["eval_dataset"]["tasks"] = ["st", "sqa", "mt"]
-    small = {"max_seq_len": 160, "max_new_tokens": 4}
-    if "max_steps" in cfg:
-        small |= {
-            "max_steps": 6,
-            "rows_per_step": 3,
-            "eval_every_n_steps": None,
-            "eval_samples": 4,
-            "keep_last": None,
-        }
-    cfg |= small | changes
-    file = world / f"{recipe}.yaml"
-    file.write_text(yaml.safe_dump(cfg, sort_keys=False))
-    return file
 
 
 def losses(folder):

@@ -11,7 +11,12 @@ from torchtune_speech.training._checkpoint import (
     save_checkpoint,
     stage_info,
 )
-from torchtune_speech.training._dry_run import dry_run, memory_estimate, parameter_counts
+from torchtune_speech.training._dry_run import (
+    dry_run,
+    dry_run_report,
+    memory_estimate,
+    parameter_counts,
+)
 from torchtune_speech.training._evaluate import evaluate
 from torchtune_speech.training._loader import build_plan, resolve_max_steps, step_loader
 from torchtune_speech.training._log import TrainingLog, flat_scores
@@ -32,6 +37,7 @@ from torchtune_speech.training._optim import (
 from torchtune_speech.training._process import (
     Process,
     StopSignal,
+    compute_dtype,
     end_process,
     seed_step,
     start_process,
@@ -64,7 +70,9 @@ __all__ = [
     "check_finite",
     "check_learning_rates",
     "clip_gradients",
+    "compute_dtype",
     "dry_run",
+    "dry_run_report",
     "end_process",
     "evaluate",
     "find_checkpoint",

@@ -1,45 +1,76 @@
 """What a run would be: parameters, memory and the first steps, with nothing loaded."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from torchtune_speech import config
-from torchtune_speech.data import Plan, Source, fill
-from torchtune_speech.errors import InputError
+from torchtune_speech.data import AudioCut, Plan, Sample, Step, fill, plan_sources, text_twin
 from torchtune_speech.models import SpeechLLM
 from torchtune_speech.training._build import meta_speech_llm
-from torchtune_speech.training._loader import build_plan
+from torchtune_speech.training._loader import build_plan, resolve_max_steps
 from torchtune_speech.training._optim import check_learning_rates, trainable_groups
+from torchtune_speech.training._process import compute_dtype
+
+# Sentences of EuroParl-ST and CoVoST 2, passages of Spoken-SQuAD.
+_SECONDS, _SECONDS_SQA = (2, 20), (20, 120)
+_FRAMES_PER_SECOND = 50 / 3  # SeamlessM4T-v2, averaged by 3
+_TOKENS_PER_SECOND = 4  # of a transcript
+_PROMPT_TOKENS, _ANSWER_TOKENS = 35, 15
+_SYNTHETIC_SAMPLES = 20_000
+_SUPERVISED = 0.2  # share of the tokens; in ASR batches 10 to 20 %
 
 
-def dry_run(cfg: DictConfig, trained: Sequence[str], steps: int = 5) -> str:
+def dry_run(cfg: DictConfig, trained: Sequence[str]) -> None:
+    """Print :func:`dry_run_report`, once whatever the number of processes.
+
+    Args:
+        cfg: configuration of a training recipe.
+        trained: parameter groups that the recipe trains.
+    """
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(dry_run_report(cfg, trained, int(os.environ.get("WORLD_SIZE", 1))))
+
+
+def dry_run_report(
+    cfg: DictConfig, trained: Sequence[str], world_size: int = 1, steps: int = 6
+) -> str:
     """Build the model on the meta device and plan the first steps.
 
     Args:
         cfg: configuration of a training recipe.
         trained: parameter groups that the recipe trains.
+        world_size: number of processes.
         steps: steps of the plan to show.
 
     Returns:
-        The text to print.
+        Tables of parameters, memory and steps. The steps come from the data; where manifest,
+        feature store or tokenizer are absent, from synthetic lengths.
+
+    Raises:
+        InputError: if the configuration is wrong, or the data that is there is.
     """
-    # Not torchtune's get_dtype: it refuses bf16 where the machine at hand cannot compute in it.
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.dtype]
+    dtype = compute_dtype(cfg.dtype)  # which this machine need not support
     with torch.device("meta"):
         projector = config.instantiate(cfg.get("projector"))
     model = meta_speech_llm(cfg.model, projector, dtype)
-    groups = trainable_groups(model, *trained)
-    check_learning_rates(cfg.learning_rate, groups)
-    plan, lengths, note = _plan(cfg, model)
-    lines = ["", "parameters", *_table(parameter_counts(model))]
-    lines += ["", "memory of one process, estimated", *_memory_table(cfg, model, dtype)]
-    lines += ["", f"first steps of the plan ({note})"]
-    lines += [_describe(step, plan, lengths) for step, _ in zip(plan, range(steps), strict=False)]
-    return "\n".join(lines)
+    check_learning_rates(cfg.learning_rate, trainable_groups(model, *trained))
+    parts = [
+        ["dry run: built on the meta device, nothing loaded, nothing written"],
+        ["parameters", *_parameter_table(cfg, model, trained)],
+        [
+            f"memory of one process{f' of {world_size}' if world_size > 1 else ''}, estimated",
+            *_memory_table(cfg, model, dtype, world_size),
+        ],
+        _plan_table(cfg, model, steps),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
 def parameter_counts(model: SpeechLLM) -> dict[str, int]:
@@ -62,7 +93,12 @@ def parameter_counts(model: SpeechLLM) -> dict[str, int]:
 
 
 def memory_estimate(
-    model: SpeechLLM, *, tokens: int, dtype: torch.dtype, activation_checkpointing: bool
+    model: SpeechLLM,
+    *,
+    tokens: int,
+    dtype: torch.dtype,
+    activation_checkpointing: bool,
+    world_size: int = 1,
 ) -> dict[str, int]:
     """Bytes that a training step needs in one process.
 
@@ -71,90 +107,203 @@ def memory_estimate(
         tokens: positions of one batch (rows times row length).
         dtype: of the frozen weights and the activations.
         activation_checkpointing: whether layers are recomputed.
+        world_size: processes that the weights are sharded over.
 
     Returns:
         Part to bytes. Activations count what the backward pass of a decoder layer keeps: four
         vectors of the width, queries, keys, values and attention output, and three of the
-        feed-forward width for each token.
+        feed-forward width for each token; of the projector, what goes into and comes out of its
+        linear maps, as if every token were speech; of the output layer, three float32 copies of
+        the logits of a fifth of the tokens.
     """
     size = dtype.itemsize
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
-    layer = model.decoder.layers[0]
-    width, ffn = model.decoder.tok_embeddings.embedding_dim, layer.mlp.w1.weight.shape[0]
+    embeddings, layers = model.decoder.tok_embeddings, model.decoder.layers
+    width, ffn = embeddings.embedding_dim, layers[0].mlp.w1.weight.shape[0]
     kept = (8 * width + 3 * ffn) * size
-    layers = len(model.decoder.layers)
-    per_token = width * size * layers + kept if activation_checkpointing else kept * layers
+    per_token = (
+        width * size * len(layers) + kept if activation_checkpointing else kept * len(layers)
+    )
+    linear = [m for m in _modules(model.projector) if isinstance(m, nn.Linear)]
+    projected = sum(m.in_features + m.out_features for m in linear) * size
     return {
-        "frozen weights": frozen,
-        "trainable weights (float32)": 4 * trainable,
-        "gradients (float32)": 4 * trainable,
-        "optimizer state (float32, two moments)": 8 * trainable,
-        "activations": per_token * tokens,
+        "frozen weights": frozen // world_size,
+        "trained weights": 4 * trainable // world_size,
+        "gradients": 4 * trainable // world_size,
+        "optimizer state": 8 * trainable // world_size,
+        "activations, llm": per_token * tokens,
+        "activations, projector": projected * tokens,
+        "logits": int(_SUPERVISED * tokens) * embeddings.num_embeddings * 3 * 4,
     }
 
 
-def _memory_table(cfg: DictConfig, model: SpeechLLM, dtype: torch.dtype) -> list[str]:
-    rows = -(-cfg.rows_per_step // cfg.gradient_accumulation_steps)
+def _modules(module: nn.Module | None) -> Iterable[nn.Module]:
+    return () if module is None else module.modules()
+
+
+def _parameter_table(cfg: DictConfig, model: SpeechLLM, trained: Sequence[str]) -> list[str]:
+    counts = parameter_counts(model)
+    total = sum(counts.values()) - counts["trainable"]
+    origin = {"llm": cfg.model, "projector": cfg.get("projector"), "lora": cfg.model}
+    rows = []
+    for part, count in counts.items():
+        if part == "trainable":
+            note = f"{count / total:.2%} of {total:,}"
+        elif not count:
+            note = "none"
+        else:
+            state = "trained, float32" if part in trained else f"frozen, {cfg.dtype}"
+            note = f"{state}; {origin[part]._component_}"
+        rows.append((part, f"{count:,}", note))
+    return _table(rows)
+
+
+def _memory_table(
+    cfg: DictConfig, model: SpeechLLM, dtype: torch.dtype, world_size: int
+) -> list[str]:
+    rows = -(-cfg.rows_per_step // (cfg.gradient_accumulation_steps * world_size))
+    tokens = rows * cfg.max_seq_len
+    checkpointing = cfg.activation_checkpointing
     parts = memory_estimate(
         model,
-        tokens=rows * cfg.max_seq_len,
+        tokens=tokens,
         dtype=dtype,
-        activation_checkpointing=cfg.activation_checkpointing,
+        activation_checkpointing=checkpointing,
+        world_size=world_size,
     )
+    notes = {
+        "frozen weights": cfg.dtype,
+        "trained weights": "float32",
+        "gradients": "float32",
+        "optimizer state": "two moments, float32",
+        "activations, llm": f"{rows} x {cfg.max_seq_len:,} tokens at a time, layers "
+        f"{'recomputed' if checkpointing else 'kept'}",
+        "activations, projector": f"{tokens:,} speech vectors",
+        "logits": f"of {_SUPERVISED:.0%} of the tokens, three times in float32",
+    }
     parts["total"] = sum(parts.values())
-    return _table({k: f"{v / 2**30:.2f} GiB" for k, v in parts.items()})
+    return _table([(k, f"{v / 2**30:.2f} GiB", notes.get(k, "")) for k, v in parts.items() if v])
 
 
-def _plan(cfg: DictConfig, model: SpeechLLM) -> tuple[Plan, np.ndarray, str]:
-    shape = {"max_seq_len": cfg.max_seq_len, "rows_per_step": cfg.rows_per_step, "seed": cfg.seed}
-    mixture, paired = cfg.get("mixture"), cfg.get("paired", False)
-    try:
-        dataset = _dataset(cfg, model)
-    except (InputError, OSError) as error:
-        plan, lengths = _synthetic_plan(model, paired=paired, **shape)
-        return plan, lengths, f"SYNTHETIC lengths, since the data is not there: {error}"
-    plan = build_plan(dataset, mixture=mixture, paired=paired, **shape)
-    return plan, dataset.lengths, f"{len(dataset)} samples"
+def _plan_table(cfg: DictConfig, model: SpeechLLM, steps: int) -> list[str]:
+    missing = _missing_files(cfg)
+    if missing:
+        plan, lengths = _synthetic_plan(cfg, model)
+        more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+        note = f"SYNTHETIC lengths, since the data is not there: {', '.join(missing[:2])}{more}"
+    else:
+        plan, lengths, note = _real_plan(cfg, model)
+    total = resolve_max_steps(plan, max_steps=cfg.max_steps, epochs=cfg.epochs)
+    # Epochs of synthetic data say nothing.
+    of_total = "" if missing and cfg.max_steps is None else f" of {total:,}"
+    shown = [step for step, _ in zip(plan, range(steps), strict=False)]
+    header = ("step", "source", "rows", "samples", "tokens", "full")
+    rows = [header, *(_step_row(step, plan, lengths) for step in shown)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = [f"first {len(shown)}{of_total} steps of the plan", f"  {note}"]
+    for row in rows:
+        cells = [
+            c.ljust(w) if i == 1 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells))
+    return lines
 
 
-def _dataset(cfg: DictConfig, model: SpeechLLM) -> Any:
+def _step_row(step: Step, plan: Plan, lengths: np.ndarray) -> tuple[str, ...]:
+    lengths = plan.twin_lengths if step.is_twin else lengths
+    return (
+        str(step.number + 1),
+        f"{step.source}{' (text twins)' if step.is_twin else ''}",
+        str(len(step.rows)),
+        str(len(step.samples)),
+        f"{lengths[step.samples].sum():,}",
+        f"{fill(step, lengths, plan.max_seq_len):.1%}",
+    )
+
+
+def _missing_files(cfg: DictConfig) -> list[str]:
+    """Files and folders that the data and tokenizer nodes name and that are not there."""
+    manifest = cfg.dataset.get("manifest") or []
+    paths = [manifest] if isinstance(manifest, str) else list(manifest)
+    paths += [cfg.dataset.get("features"), cfg.tokenizer.get("path")]
+    return [str(p) for p in paths if p and not Path(p).exists()]
+
+
+def _real_plan(cfg: DictConfig, model: SpeechLLM) -> tuple[Plan, np.ndarray, str]:
     speech = {} if model.projector is None else {"output_length": model.projector.output_length}
-    tokenizer = config.instantiate(cfg.tokenizer)
-    return config.instantiate(
-        cfg.dataset, tokenizer=tokenizer, max_seq_len=cfg.max_seq_len, **speech
+    dataset = config.instantiate(
+        cfg.dataset,
+        tokenizer=config.instantiate(cfg.tokenizer),
+        max_seq_len=cfg.max_seq_len,
+        **speech,
     )
-
-
-def _synthetic_plan(
-    model: SpeechLLM, *, paired: bool, max_seq_len: int, **shape: int
-) -> tuple[Plan, np.ndarray]:
-    """Lengths as in EuroParl-ST and CoVoST: speech of 2 to 20 s, text of 10 to 80 tokens."""
-    rng = np.random.default_rng(0)
-    text = rng.integers(30, 180, 20_000)
-    seconds = rng.uniform(2, 20, 20_000)
-    # SeamlessM4T gives 50 frames a second, averaged by 3.
-    frames = (seconds * 50 / 3).astype(int)
-    speech = (
-        0
-        if model.projector is None
-        else np.array([model.projector.output_length(int(f)) for f in frames])
+    plan = build_plan(
+        dataset,
+        max_seq_len=cfg.max_seq_len,
+        rows_per_step=cfg.rows_per_step,
+        mixture=cfg.get("mixture"),
+        paired=cfg.get("paired", False),
+        seed=cfg.seed,
     )
-    lengths = np.minimum(text + speech, max_seq_len)
-    sources = [Source("synthetic", 1.0, np.arange(len(lengths)), model.projector is not None)]
-    twins = np.minimum(text + 40, lengths) if paired else None
-    return Plan(
-        sources, lengths, twin_lengths=twins, paired=paired, max_seq_len=max_seq_len, **shape
-    ), lengths
+    return plan, dataset.lengths, f"{len(dataset):,} samples, {dataset.lengths.sum():,} tokens"
 
 
-def _describe(step: Any, plan: Plan, lengths: np.ndarray) -> str:
-    kind = f"{step.source}{' (text twins)' if step.is_twin else ''}"
-    share = "" if step.is_twin else f", {fill(step, lengths, plan.max_seq_len):.1%} full"
-    count = f"{len(step.rows)} rows, {len(step.samples)} samples"
-    return f"  step {step.number + 1}: {kind}, {count}{share}"
+def _synthetic_plan(cfg: DictConfig, model: SpeechLLM) -> tuple[Plan, np.ndarray]:
+    samples, rng = _synthetic_samples(cfg, model), np.random.default_rng(0)
+    is_qa = np.array([s.task in ("sqa", "qa") for s in samples])
+    is_speech = np.array([s.is_speech for s in samples])
+    low, high = (np.where(is_qa, b, a) for a, b in zip(_SECONDS, _SECONDS_SQA, strict=True))
+    seconds = rng.uniform(low, high)
+    text = (seconds * _TOKENS_PER_SECOND).astype(int)
+    other = _PROMPT_TOKENS + np.where(is_qa, _ANSWER_TOKENS, text)
+    lengths = other + text
+    if model.projector is not None:
+        frames = (seconds * _FRAMES_PER_SECOND).astype(int)
+        vectors = model.projector.output_length(torch.from_numpy(frames)).numpy()
+        lengths = other + np.where(is_speech, vectors, text)
+    twins = np.where([text_twin(s) is not None for s in samples], other + text, 0)
+    kept = np.flatnonzero(lengths <= cfg.max_seq_len)
+    plan = Plan(
+        plan_sources([samples[i] for i in kept], cfg.get("mixture")),
+        lengths[kept],
+        twin_lengths=twins[kept],
+        paired=cfg.get("paired", False),
+        max_seq_len=cfg.max_seq_len,
+        rows_per_step=cfg.rows_per_step,
+        seed=cfg.seed,
+    )
+    return plan, lengths[kept]
 
 
-def _table(values: Mapping[str, Any]) -> list[str]:
-    shown = {k: f"{v:,}" if isinstance(v, int) else v for k, v in values.items()}
-    return [f"  {k:<40}{v:>18}" for k, v in shown.items()]
+def _synthetic_samples(cfg: DictConfig, model: SpeechLLM) -> list[Sample]:
+    """As many samples of each task, domain and language that the mixture names."""
+    mixture: Any = cfg.get("mixture") or {}
+    default = ("mt", "qa") if model.projector is None else ("asr", "st")
+    domains = mixture.get("domain")
+    kinds = []
+    for task in mixture.get("task") or default:
+        languages = (mixture.get("language") or {}).get(task)
+        if languages is None or isinstance(languages, str):
+            languages = ("en",) if task == "asr" else ("de", "it", "zh")
+        names = ("",) if domains is None or isinstance(domains, str) else domains
+        kinds += [(task, domain, lang) for domain in names for lang in languages]
+    return [
+        Sample(
+            id=str(i),
+            task=task,
+            target="-",
+            source_text="-",
+            domain=domain,
+            target_lang=lang,
+            audio=() if model.projector is None or task in ("mt", "qa") else (AudioCut("-"),),
+        )
+        for i in range(_SYNTHETIC_SAMPLES)
+        for task, domain, lang in [kinds[i % len(kinds)]]
+    ]
+
+
+def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    left, right = (max(len(row[i]) for row in rows) for i in (0, 1))
+    return [f"  {a:<{left}}  {b:>{right}}  {c}".rstrip() for a, b, c in rows]

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torchtune import training, utils
 
+from torchtune_speech.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Process:
@@ -64,11 +66,41 @@ def start_process(device: str) -> Process:
 
     Returns:
         This process.
+
+    Raises:
+        InputError: if this machine has no such device.
     """
+    try:
+        here = utils.get_device(device=device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"device: {device}: {reason}; set device=cpu, or another") from error
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group(training.get_distributed_backend(torch.device(device).type))
+        dist.init_process_group(training.get_distributed_backend(here.type))
     world_size, rank = utils.get_world_size_and_rank()
-    return Process(utils.get_device(device=device), rank, world_size)
+    return Process(here, rank, world_size)
+
+
+def compute_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
+    """Precision of the frozen weights and the matrix products.
+
+    Args:
+        name: ``fp32`` or ``bf16``.
+        device: refuse what it cannot compute in; None to ask no device.
+
+    Returns:
+        The dtype.
+
+    Raises:
+        InputError: if the name is unknown or the device cannot.
+    """
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if name not in dtypes:
+        raise InputError(f"dtype: {name!r} is unknown; use {' or '.join(dtypes)}")
+    try:
+        return dtypes[name] if device is None else training.get_dtype(name, device)
+    except RuntimeError as error:
+        raise InputError(f"dtype: {name} does not work on this device; use fp32") from error
 
 
 def end_process() -> None:
