@@ -1,0 +1,174 @@
+"""Every shipped config builds on the meta device, and the stages of a family fit together."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torchtune.models.llama3 import llama3_tokenizer
+
+from torchtune_speech import config, training
+from torchtune_speech.config import config_header, config_path, locate, signature_problem
+from torchtune_speech.data import Llama3ChatFormat, PromptTemplates, ctc_labels
+from torchtune_speech.nano._llm import nano_llama_config
+from torchtune_speech.nano._tokenizer import write_tokenizer
+
+STAGES = {
+    "projector": ("projector",),
+    "lora_finetune_text": ("lora",),
+    "multimodal_fuse": ("projector", "lora"),
+    "speech_generate": (),
+}
+CONFIGS = [n for n in config.config_names() if config_header(config_path(n))[0] in STAGES]
+FAMILIES = sorted({name.split("/")[0] for name in CONFIGS})
+
+
+def names_of(family):
+    """Stage -> name of its config, for the stages that a family has."""
+    return {config_header(config_path(n))[0]: n for n in CONFIGS if n.startswith(f"{family}/")}
+
+
+def stages_of(family):
+    """Stage -> config."""
+    return {stage: OmegaConf.load(config_path(name)) for stage, name in names_of(family).items()}
+
+
+@pytest.fixture(scope="module")
+def nano_llm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llm")
+    nano_llama_config(write_tokenizer(folder)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def build(nano_llm, tmp_path):
+    """A function that builds a config's model on the meta device."""
+
+    def build(name):
+        cfg = OmegaConf.load(config_path(name))
+        if "path" in cfg.model:  # the LLM's shape comes from its folder
+            cfg.llm_dir = str(nano_llm)
+            if not name.startswith("nano/"):
+                nano_llama_config(256, hidden_size=cfg.projector.out_dim).save_pretrained(tmp_path)
+                cfg.llm_dir = str(tmp_path)
+        with torch.device("meta"):
+            projector = config.instantiate(cfg.get("projector"))
+        return training.meta_speech_llm(cfg.model, projector, torch.bfloat16)
+
+    return build
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_is_complete(name, recipe_module):
+    recipe, _ = config_header(config_path(name))
+    assert set(OmegaConf.load(config_path(name))) == set(recipe_module(recipe).KEYS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_builds_on_the_meta_device(name, build, recipe_module, nano_llm):
+    recipe, _ = config_header(config_path(name))
+    cfg = OmegaConf.load(config_path(name))
+    model = build(name)
+    assert all(p.is_meta for p in model.parameters())
+    for node in filter(None, (cfg.dataset, cfg.get("eval_dataset"))):
+        PromptTemplates.from_yaml(node.templates)
+    if not STAGES[recipe]:
+        return
+    assert recipe_module(recipe).TRAINED == STAGES[recipe]
+    groups = training.trainable_groups(model, *STAGES[recipe])
+    training.check_learning_rates(cfg.learning_rate, groups)
+    optimizer = training.build_optimizer(cfg.optimizer, groups)
+    assert [g["name"] for g in optimizer.param_groups] == list(STAGES[recipe])
+    assert cfg.rows_per_step % cfg.gradient_accumulation_steps == 0
+    assert (cfg.max_steps is None) != (cfg.epochs is None)
+    if cfg.get("spec_augment"):
+        from torchtune_speech.modules import spec_augment
+
+        spec_augment(torch.ones(9, cfg.projector.in_dim), seed=0, **cfg.spec_augment)
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n.startswith("nano/")])
+def test_the_ctc_head_has_the_labels_of_the_data(name, nano_llm):
+    cfg = OmegaConf.load(config_path(name))
+    kind = cfg.dataset.get("ctc")
+    if kind is None:
+        assert cfg.get("ctc_weight", 0) == 0
+        return
+    files = (str(nano_llm / file) for file in ("tokenizer.model", "tokenizer.json"))
+    labels = ctc_labels(kind, Llama3ChatFormat(llama3_tokenizer(*files)))
+    assert cfg.projector.ctc_vocab_size == labels.size
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_stages_of_a_family_fit_together(family, build):
+    stages = stages_of(family)
+    shapes = {"projector": {}, "lora": {}}
+    for stage, config_name in names_of(family).items():
+        for name, p in build(config_name).state_dict().items():
+            part = "projector" if name.startswith("projector.") else "lora"
+            if part == "projector" or ".lora_" in name:
+                shapes[part].setdefault(stage, {})[name] = tuple(p.shape)
+    for of_part in shapes.values():
+        assert all(of_stage == next(iter(of_part.values())) for of_stage in of_part.values())
+    scales = {
+        (c.model.lora_rank, c.model.lora_alpha) for c in stages.values() if "lora_rank" in c.model
+    }
+    assert len(scales) <= 1
+    assert len({str(c.llm_dir) for c in stages.values()}) == 1
+    assert len({str(c.tokenizer) for c in stages.values()}) == 1
+    if "multimodal_fuse" in stages:
+        fuse = stages["multimodal_fuse"]
+        assert fuse.projector_checkpoint == stages["projector"].output_dir
+        assert fuse.adapter_checkpoint == stages["lora_finetune_text"].output_dir
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if "speech_generate" in stages_of(f)])
+def test_audio_is_encoded_as_for_the_feature_store(family):
+    cfg = stages_of(family)["speech_generate"]
+    extract = OmegaConf.load(config_path(f"{family}/extract_features"))
+    own = {} if "filter_bank" in cfg.encoder._component_ else {"device": "meta"}
+    ours, theirs = (config.instantiate(c.encoder, **own) for c in (cfg, extract))
+    assert ours.fingerprint() == theirs.fingerprint()
+    assert ours.dim == cfg.projector.in_dim
+    assert cfg.frame_average == extract.frame_average
+
+
+def test_the_8b_configs_follow_the_paper():
+    """https://arxiv.org/abs/2506.01808"""
+    stages = stages_of("llama3_1_8b")
+    fuse = stages["multimodal_fuse"]
+    assert (fuse.projector.in_dim, fuse.projector.out_dim, fuse.projector.num_layers) == (
+        1024,
+        4096,
+        4,
+    )
+    assert (fuse.model.lora_rank, fuse.model.lora_alpha) == (8, 16)
+    assert (fuse.learning_rate.projector.lr, fuse.learning_rate.lora.lr) == (1e-5, 3e-4)
+    assert fuse.max_steps == 1000 and fuse.paired is True
+    assert list(stages["projector"].dataset.tasks) == ["asr", "st"]
+    assert stages["lora_finetune_text"].dataset.text_twins is True
+    assert stages["speech_generate"].encoder.layer == 24
+    assert stages["speech_generate"].frame_average == 3
+
+
+@pytest.mark.parametrize("stage", [s for s, trained in STAGES.items() if trained])
+def test_the_commented_logger_works_when_uncommented(stage):
+    text = config_path(f"llama3_1_8b/{stage}").read_text()
+    block = re.search(r"metric_logger: null\n((?:# .*\n)+)", text)[1]
+    node = OmegaConf.create(re.sub(r"^# ", "", block, flags=re.M)).metric_logger
+    fields = {k: v for k, v in node.items_ex(resolve=False) if k != "_component_"}
+    assert signature_problem(locate(node._component_), (), fields) is None
+    assert "${output_dir}" in fields["log_dir"]
+
+
+@pytest.mark.parametrize("name", config.config_names())
+def test_an_unknown_key_is_refused_by_name(name, run_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe, _ = config_header(config_path(name))
+    near = "output" if "output" in OmegaConf.load(config_path(name)) else "output_dir"
+    code, out, err = run_recipe(recipe, "--config", name, f"{near}x=1")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: config: unknown key '{near}x'; did you mean '{near}'")
+    assert err.count("\n") == 1
+    assert list(Path(tmp_path).iterdir()) == []
