@@ -81,8 +81,8 @@ class SpeechDataset:
         encoded = self.encode(sample)
         keys = [cut.key for cut in sample.audio]
         labels = (
-            self.ctc.encode(sample.source_text)
-            if self.ctc and sample.source_text and len(keys) == 1
+            self.ctc.encode(sample.transcript)
+            if self.ctc and sample.transcript and len(keys) == 1
             else []
         )
         return {

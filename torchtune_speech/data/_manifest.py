@@ -98,6 +98,11 @@ class Sample:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def transcript(self) -> str | None:
+        """What is said in the audio, as far as the row tells: for asr the target says it."""
+        return self.source_text or (self.target if self.task == "asr" else None)
+
+    @property
     def is_speech(self) -> bool:
         """Whether the sample has audio."""
         return bool(self.audio)

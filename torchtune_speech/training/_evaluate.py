@@ -1,14 +1,16 @@
 """Decoding a few dozen dev samples while training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from torchtune_speech.data import SpeechDataset
-from torchtune_speech.evaluation import score
+from torchtune_speech.evaluation import score, wer
 from torchtune_speech.generation import predict
 from torchtune_speech.models import SpeechLLM
+from torchtune_speech.modules import ctc_greedy
 from torchtune_speech.training._objective import autocast
 from torchtune_speech.training._process import Process
 
@@ -40,10 +42,16 @@ def evaluate(
         num_examples: predictions returned to look at.
 
     Returns:
-        The report of :func:`score`, and the examples.
+        The report of :func:`score`, with ``ctc`` (word error rate of the projector's CTC head)
+        where the data set has CTC labels; and the examples.
     """
     count = min(num_samples, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
+    report: dict[str, Any] = {}
+    if dataset.ctc is not None:
+        transcripts = ctc_transcripts(model, dataset, chosen, process.device, dtype)
+        references = [dataset.samples[i].transcript for i in transcripts]
+        report["ctc"] = wer(references, list(transcripts.values()), normalizer="basic")
     rows: dict[int, dict[str, Any]] = {}
     with autocast(process.device, dtype):
         for batch in predict(
@@ -56,4 +64,45 @@ def evaluate(
         ):
             rows.update(batch)
     examples = [rows[i] for i in chosen[:: max(1, count // max(num_examples, 1))][:num_examples]]
-    return score([rows[i] for i in chosen]), examples
+    return score([rows[i] for i in chosen]) | report, examples
+
+
+@torch.no_grad()
+def ctc_transcripts(
+    model: SpeechLLM,
+    dataset: SpeechDataset,
+    indices: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> dict[int, str]:
+    """What the projector's CTC head hears, without the LLM: best label of each frame.
+
+    Args:
+        model: a model whose projector has a CTC head.
+        dataset: with CTC labels.
+        indices: samples; those without a single audio cut and its transcript are left out.
+        device: where the model computes.
+        dtype: precision of the matrix products.
+
+    Returns:
+        Sample number to transcript; several samples of one recording are transcribed once.
+    """
+    heard: dict[str, int] = {}
+    for i in indices:
+        sample = dataset.samples[i]
+        if len(sample.audio) == 1 and sample.transcript:
+            heard.setdefault(sample.audio[0].key, i)
+    if not heard:
+        return {}
+    frames = [dataset.frames(dataset.samples[i])[0].float() for i in heard.values()]
+    lengths = torch.tensor([len(f) for f in frames])
+    was_training = model.training
+    model.eval()
+    with autocast(device, dtype):
+        tokens = torch.zeros(1, 1, dtype=torch.long, device=device)
+        logits = model(
+            tokens, frames=torch.cat(frames).to(device), frame_lengths=lengths, only_ctc=True
+        )
+    model.train(was_training)
+    labels = ctc_greedy(logits, model.projector.ctc_length(lengths))
+    return {i: dataset.ctc.decode(x) for i, x in zip(heard.values(), labels, strict=True)}
