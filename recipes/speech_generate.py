@@ -6,7 +6,6 @@ goes through the encoder named in the config, so no feature store is needed.
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,7 +92,7 @@ class SpeechGenerateRecipe:
             found["store"] = dict(self.dataset.store.fingerprint)
         if projector_from:
             training.check_checkpoint_fits(projector_from, found, store=True)
-        if adapter_from and not (Path(adapter_from) / "adapter_config.json").is_file():
+        if adapter_from:
             training.check_checkpoint_fits(adapter_from, found, store=False)
 
     def generate(self) -> None:

@@ -33,6 +33,8 @@ examples:
   tune run my_projector --config my.yaml                 ... and a run of it
   torchtune-speech manifest recordings/ train.jsonl      a manifest from audio and transcripts
   torchtune-speech verify features/                      is a feature store whole?
+  torchtune-speech export --llm LLM --adapter runs/nano/C --out merged
+                                                         an LLM with its LoRA merged in
 
 TORCHTUNE_SPEECH_TRACEBACK=1 shows where an error came from.
 """
@@ -110,6 +112,23 @@ Writes a manifest of the audio files in a folder that have a transcript. It may 
         help="share of the speakers to mark `split: dev`; 0: no split",
     )
     command.set_defaults(run=_manifest)
+
+    command = commands.add_parser(
+        "export",
+        help="merge a LoRA adapter into its LLM",
+        description="Writes the LLM with the LoRA adapter merged in as a Hugging Face folder.",
+    )
+    command.add_argument(
+        "--llm", type=Path, required=True, help="Hugging Face folder of the frozen LLM"
+    )
+    command.add_argument(
+        "--adapter",
+        type=Path,
+        required=True,
+        help="output_dir of a run, one of its step_N folders, or any PEFT folder",
+    )
+    command.add_argument("--out", type=Path, required=True, help="the folder to write")
+    command.set_defaults(run=_export)
     return parser
 
 
@@ -197,3 +216,16 @@ def _manifest(options: argparse.Namespace) -> None:
         domain=options.domain,
         dev_fraction=options.dev_fraction,
     )
+
+
+def _export(options: argparse.Namespace) -> None:
+    from torchtune_speech import training
+    from torchtune_speech.models import export_merged
+
+    adapter = options.adapter
+    if not (adapter / "adapter_config.json").is_file():
+        adapter = training.find_checkpoint(adapter)
+    found = {"llm": training.llm_fingerprint(options.llm), "store": None}
+    training.check_checkpoint_fits(adapter, found, store=False)
+    export_merged(options.llm, adapter, options.out)
+    print(f"wrote {options.llm} with the LoRA of {adapter} to {options.out}")

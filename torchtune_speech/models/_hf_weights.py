@@ -19,6 +19,7 @@ from torchtune.models.convert_weights import (
 from torchtune.modules.peft import get_lora_module_names, get_merged_lora_ckpt
 
 from torchtune_speech.errors import InputError
+from torchtune_speech.files import atomic_write
 from torchtune_speech.models._llama3_1 import read_hf_config
 
 _PEFT_PREFIX = "base_model.model."
@@ -91,7 +92,14 @@ def load_hf_weights(path: str | Path) -> dict[str, Tensor]:
     tensors = read_safetensors(Path(path))
     if config.get("tie_word_embeddings"):
         tensors.pop("lm_head.weight", None)
-    return {f"decoder.{name}": t for name, t in hf_to_tune(tensors, **_head_shape(config)).items()}
+    try:
+        converted = hf_to_tune(tensors, **_head_shape(config))
+    except Exception as error:  # torchtune raises nothing more exact for a name it does not know
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: its weights do not fit its config.json ({reason}); download the model again"
+        ) from error
+    return {f"decoder.{name}": tensor for name, tensor in converted.items()}
 
 
 def export_merged(
@@ -106,33 +114,42 @@ def export_merged(
         max_shard_size: upper limit of one safetensors file. Default 5 GB.
 
     Raises:
-        InputError: if an input is missing or ``out`` exists.
+        InputError: if an input is missing, the adapter does not fit, or ``out`` exists.
     """
-    out = Path(out)
-    if out.exists():
+    if Path(out).exists():
         raise InputError(f"{out}: exists; name a new folder")
     config, adapter = read_hf_config(llm_dir), read_adapter_config(adapter_dir)
-    merged = load_hf_weights(llm_dir) | load_peft_adapter(adapter_dir, llm_dir)
+    lora = load_peft_adapter(adapter_dir, llm_dir)
+    merged = load_hf_weights(llm_dir)
+    _check_updates(lora, merged, adapter_dir, llm_dir)
+    merged |= lora
     dtype = merged["decoder.tok_embeddings.weight"].dtype
     merged = {name.removeprefix("decoder."): t.float() for name, t in merged.items()}
     merged = get_merged_lora_ckpt(merged, rank=adapter["r"], alpha=adapter["lora_alpha"])
     hf = tune_to_hf(merged, **_head_shape(config))
-    part = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for file in Path(llm_dir).iterdir():
-        if (
-            file.is_file()
-            and ".safetensors" not in file.name
-            and file.suffix not in (".bin", ".pth")
-        ):
-            shutil.copy(file, part)
-    save_torch_state_dict(
-        {name: t.to(dtype).contiguous() for name, t in hf.items()},
-        part,
-        max_shard_size=max_shard_size,
-    )
-    part.rename(out)
+    weights = {name: t.to(dtype).contiguous() for name, t in hf.items()}
+    with atomic_write(out) as part:
+        part.mkdir()
+        for file in Path(llm_dir).iterdir():
+            is_weights = ".safetensors" in file.name or file.suffix in (".bin", ".pth")
+            if file.is_file() and not is_weights:
+                shutil.copy(file, part)
+        save_torch_state_dict(weights, part, max_shard_size=max_shard_size)
+
+
+def _check_updates(
+    lora: dict[str, Tensor], base: dict[str, Tensor], adapter_dir: str | Path, llm_dir: str | Path
+) -> None:
+    for name, a in lora.items():
+        if not name.endswith(".lora_a.weight"):
+            continue
+        module = name.removesuffix(".lora_a.weight")
+        b, weight = lora.get(f"{module}.lora_b.weight"), base.get(f"{module}.weight")
+        if b is None or weight is None or weight.shape != (b.shape[0], a.shape[1]):
+            raise InputError(
+                f"{adapter_dir}: its LoRA does not fit {module} of {llm_dir}; "
+                "give the LLM that it was trained with"
+            )
 
 
 def to_peft(adapter: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:

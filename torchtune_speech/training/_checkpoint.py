@@ -173,6 +173,19 @@ def find_checkpoint(path: str | Path) -> Path:
     return path
 
 
+def is_peft_folder(path: str | Path) -> bool:
+    """Whether a folder holds an adapter that is not from a run of ours.
+
+    Args:
+        path: a folder.
+
+    Returns:
+        True for a PEFT folder without ``stage.json``.
+    """
+    path = Path(path)
+    return (path / "adapter_config.json").is_file() and not (path / "stage.json").is_file()
+
+
 def read_stage(path: str | Path) -> dict[str, Any]:
     """``stage.json`` of a checkpoint.
 
@@ -211,8 +224,8 @@ def load_trained(
             )
         weights |= {f"projector.{name}": t for name, t in read_safetensors(file).items()}
     if adapter is not None:
-        is_peft = (Path(adapter) / "adapter_model.safetensors").is_file()
-        weights |= load_peft_adapter(adapter if is_peft else find_checkpoint(adapter), llm_dir)
+        folder = Path(adapter) if is_peft_folder(adapter) else find_checkpoint(adapter)
+        weights |= load_peft_adapter(folder, llm_dir)
     return weights
 
 

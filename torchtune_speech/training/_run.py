@@ -13,7 +13,13 @@ from torchtune.utils import get_logger
 from torchtune_speech.data import SpeechDataset, Step, data_fingerprint
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import check_fingerprint
-from torchtune_speech.training._checkpoint import find_checkpoint, list_checkpoints, read_stage
+from torchtune_speech.models import read_hf_config
+from torchtune_speech.training._checkpoint import (
+    find_checkpoint,
+    is_peft_folder,
+    list_checkpoints,
+    read_stage,
+)
 from torchtune_speech.training._objective import StepLoss
 
 _log = get_logger("INFO")
@@ -157,9 +163,18 @@ def llm_fingerprint(llm_dir: str | Path) -> dict[str, str]:
     Returns:
         ``{"name": ..., "digest": ...}``. The weights themselves are not read: that would take
         minutes for a large model.
+
+    Raises:
+        InputError: if the folder is no Hugging Face model with safetensors.
     """
+    read_hf_config(llm_dir)
+    files = sorted(Path(llm_dir).glob("*.safetensors"))
+    if not files:
+        raise InputError(
+            f"{llm_dir}: no *.safetensors there; download the model's safetensors files"
+        )
     digest = hashlib.sha256((Path(llm_dir) / "config.json").read_bytes())
-    for file in sorted(Path(llm_dir).glob("*.safetensors")):
+    for file in files:
         with open(file, "rb") as f:
             header = int.from_bytes(f.read(8), "little")
             digest.update(f"{file.name}/{file.stat().st_size}".encode() + f.read(header))
@@ -170,13 +185,15 @@ def check_checkpoint_fits(path: str | Path, found: Mapping[str, Any], *, store: 
     """Refuse a checkpoint that was trained with another LLM or on other encoder frames.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint. A PEFT folder from elsewhere tells nothing of itself and is accepted.
         found: fingerprints of this run.
         store: whether its frames matter (they do not for LoRA trained on text).
 
     Raises:
         InputError: naming the field that differs.
     """
+    if is_peft_folder(path):
+        return
     expected = read_stage(path)["fingerprints"]
     if expected["llm"]["digest"] != found["llm"]["digest"]:
         raise InputError(
