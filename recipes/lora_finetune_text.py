@@ -68,6 +68,8 @@ class LoRAFinetuneTextRecipe:
         """Read the data, plan the run, build the model; go on from a checkpoint if asked to."""
         cfg = self.cfg
         checkpoint = training.resume_point(cfg.output_dir, cfg.resume)
+        training.check_counts(cfg)
+        training.llm_fingerprint(cfg.llm_dir)  # is it there? before the data is read
         torch.manual_seed(cfg.seed)
         data = {"tokenizer": config.instantiate(cfg.tokenizer), "max_seq_len": cfg.max_seq_len}
         self.dataset = config.instantiate(cfg.dataset, **data)
@@ -75,6 +77,8 @@ class LoRAFinetuneTextRecipe:
             config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
         )
         self.fingerprints = training.fingerprints(self.dataset, cfg.llm_dir)
+        if checkpoint is not None:
+            training.check_resume(checkpoint, cfg, self.fingerprints)
         if cfg.adapter_checkpoint:
             training.check_checkpoint_fits(cfg.adapter_checkpoint, self.fingerprints, store=False)
         self.plan = training.build_plan(
@@ -90,9 +94,7 @@ class LoRAFinetuneTextRecipe:
         self.model = training.build_speech_llm(
             cfg.model,
             llm_dir=cfg.llm_dir,
-            loaded=training.load_trained(
-                adapter=checkpoint or cfg.adapter_checkpoint, llm_dir=cfg.llm_dir
-            ),
+            adapter_checkpoint=checkpoint or cfg.adapter_checkpoint,
             process=self.process,
             dtype=self.dtype,
             seed=cfg.seed,

@@ -74,6 +74,8 @@ class MultimodalFuseRecipe:
         """Read the data, plan the run, build the model; go on from a checkpoint if asked to."""
         cfg = self.cfg
         checkpoint = training.resume_point(cfg.output_dir, cfg.resume)
+        training.check_counts(cfg)
+        training.llm_fingerprint(cfg.llm_dir)  # is it there? before the data is read
         torch.manual_seed(cfg.seed)
         projector = config.instantiate(cfg.projector)
         data = {
@@ -85,7 +87,12 @@ class MultimodalFuseRecipe:
         self.eval_dataset = (
             config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
         )
+        training.check_projector(projector, self.dataset, needs_ctc=cfg.ctc_weight > 0)
+        if self.eval_dataset is not None:
+            training.check_projector(projector, self.eval_dataset, key="eval_dataset")
         self.fingerprints = training.fingerprints(self.dataset, cfg.llm_dir)
+        if checkpoint is not None:
+            training.check_resume(checkpoint, cfg, self.fingerprints)
         for path in filter(None, (cfg.projector_checkpoint, cfg.adapter_checkpoint)):
             training.check_checkpoint_fits(
                 path, self.fingerprints, store=path == cfg.projector_checkpoint
@@ -106,11 +113,8 @@ class MultimodalFuseRecipe:
             cfg.model,
             llm_dir=cfg.llm_dir,
             projector=projector,
-            loaded=training.load_trained(
-                projector=checkpoint or cfg.projector_checkpoint,
-                adapter=checkpoint or cfg.adapter_checkpoint,
-                llm_dir=cfg.llm_dir,
-            ),
+            projector_checkpoint=checkpoint or cfg.projector_checkpoint,
+            adapter_checkpoint=checkpoint or cfg.adapter_checkpoint,
             process=self.process,
             dtype=self.dtype,
             seed=cfg.seed,

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import nn
+from torchtune.models.llama3 import Llama3Tokenizer
 from torchtune.utils import get_logger
 from tqdm import tqdm
 
@@ -60,40 +62,70 @@ class SpeechGenerateRecipe:
     def setup(self) -> None:
         """Read the data and load the model."""
         cfg = self.cfg
-        if (cfg.audio is None) == (cfg.dataset is None):
-            raise InputError("dataset, audio: give one of the two, and set the other to null")
+        training.check_counts(cfg)
+        found = {"llm": training.llm_fingerprint(cfg.llm_dir), "store": None}
         projector = config.instantiate(cfg.projector)
         tokenizer = config.instantiate(cfg.tokenizer)
         self.chat = Llama3ChatFormat(tokenizer)
-        if cfg.dataset is not None:
-            lengths = {} if projector is None else {"output_length": projector.output_length}
-            self.dataset = config.instantiate(
-                cfg.dataset, tokenizer=tokenizer, max_seq_len=cfg.max_seq_len, **lengths
-            )
-        projector_from = cfg.projector_checkpoint or cfg.checkpoint
+        if (cfg.audio is None) == (cfg.dataset is None):
+            raise InputError("dataset, audio: give one of the two, and set the other to null")
+        if cfg.audio is not None:
+            found["store"] = self._read_audio(projector)
+        else:
+            found["store"] = self._read_dataset(projector, tokenizer)
+        projector_from = None if projector is None else cfg.projector_checkpoint or cfg.checkpoint
         adapter_from = cfg.adapter_checkpoint or cfg.checkpoint
-        self._check(projector_from if projector is not None else None, adapter_from)
-        self.model = training.build_speech_llm(
-            cfg.model,
-            llm_dir=cfg.llm_dir,
-            projector=projector,
-            loaded=training.load_trained(
-                projector=projector_from if projector is not None else None,
-                adapter=adapter_from,
-                llm_dir=cfg.llm_dir,
-            ),
-            process=self.process,
-            dtype=self.dtype,
-        )
-
-    def _check(self, projector_from: str | None, adapter_from: str | None) -> None:
-        found = {"llm": training.llm_fingerprint(self.cfg.llm_dir), "store": None}
-        if self.cfg.dataset is not None and self.dataset.store is not None:
-            found["store"] = dict(self.dataset.store.fingerprint)
+        if found["store"] is not None and projector is not None and not projector_from:
+            raise InputError(
+                "checkpoint: null, so the projector would be untrained; give a run of projector "
+                "or multimodal_fuse"
+            )
         if projector_from:
             training.check_checkpoint_fits(projector_from, found, store=True)
         if adapter_from:
             training.check_checkpoint_fits(adapter_from, found, store=False)
+        self.model = training.build_speech_llm(
+            cfg.model,
+            llm_dir=cfg.llm_dir,
+            projector=projector,
+            projector_checkpoint=projector_from,
+            adapter_checkpoint=adapter_from,
+            process=self.process,
+            dtype=self.dtype,
+        )
+
+    def _read_audio(self, projector: nn.Module | None) -> dict[str, Any]:
+        """Read the one audio file; returns the fingerprint that its frames will have."""
+        cfg = self.cfg
+        if projector is None:
+            raise InputError("projector: null, but audio needs one; name its builder")
+        if not cfg.instruction:
+            raise InputError(
+                'instruction: missing; say what to do, e.g. instruction="Transcribe the English '
+                'content."'
+            )
+        self.encoder = config.instantiate(cfg.encoder)
+        training.check_frame_width(projector, self.encoder.dim, "the frames of encoder")
+        self.waveform = load_audio(cfg.audio, self.encoder.sampling_rate)
+        return {**self.encoder.fingerprint(), "frame_average": cfg.frame_average}
+
+    def _read_dataset(
+        self, projector: nn.Module | None, tokenizer: Llama3Tokenizer
+    ) -> dict[str, Any] | None:
+        """Read the data set; returns the fingerprint of its frames, None when all is text."""
+        lengths = {} if projector is None else {"output_length": projector.output_length}
+        self.dataset = config.instantiate(
+            self.cfg.dataset, tokenizer=tokenizer, max_seq_len=self.cfg.max_seq_len, **lengths
+        )
+        if not any(sample.is_speech for sample in self.dataset.samples):
+            return None
+        if projector is None:
+            raise InputError(
+                "projector: null, but the data has audio; name its builder, "
+                "or set dataset.text_twins=true"
+            )
+        training.check_projector(projector, self.dataset)
+        return dict(self.dataset.store.fingerprint)
 
     def generate(self) -> None:
         """Answer one file, or the whole data set."""
@@ -106,17 +138,10 @@ class SpeechGenerateRecipe:
     def answer_audio(self) -> str:
         """The answer to ``audio`` and ``instruction``."""
         cfg = self.cfg
-        if not cfg.instruction:
-            raise InputError(
-                'instruction: missing; say what to do, e.g. instruction="Transcribe the English '
-                'content."'
-            )
-        encoder = config.instantiate(cfg.encoder)
-        waveform = load_audio(cfg.audio, encoder.sampling_rate)
         return answer_audio(
             self.model,
-            encoder,
-            waveform,
+            self.encoder,
+            self.waveform,
             cfg.instruction,
             chat=self.chat,
             templates=PromptTemplates.from_yaml(cfg.templates),

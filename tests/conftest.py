@@ -86,7 +86,7 @@ def world(tmp_path, monkeypatch, greet_sources):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe_module():
     """A function that imports an installed recipe by name, without running it."""
 

@@ -120,6 +120,8 @@ def test_wrong_settings_are_errors_although_nothing_is_loaded(world):
         ("learning_rate.lora.lr=1", "learning_rate: needs one entry each"),
         ("epochs=1", "max_steps, epochs: give one of the two"),
         ("dtype=fp8", "dtype: 'fp8' is unknown"),
+        ("rows_per_step=0", "rows_per_step: 0"),
+        ("projector.in_dim=20", "projector.in_dim: 20, but the frames of"),
     ]:
         cfg = OmegaConf.merge(good, OmegaConf.from_dotlist([words]))
         with pytest.raises(InputError, match=message):

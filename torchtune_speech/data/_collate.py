@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from torchtune_speech.data._dataset import SpeechDataset
 from torchtune_speech.data._interleave import IGNORE_INDEX
 from torchtune_speech.data._plan import Step
+from torchtune_speech.errors import InputError
 from torchtune_speech.modules import spec_augment
 
 
@@ -142,6 +143,8 @@ class StepBatches(Dataset):
         self.dataset, self.rank, self.world_size = dataset, rank, world_size
         self.accumulation, self.seq_len = accumulation, seq_len
         self.augment, self.seed = dict(augment or {}), seed
+        if self.augment and dataset.store is not None:
+            self._try_augment(dataset.store.dim)
 
     def __getitem__(self, step: Step) -> list[Batch]:
         """Batches of this process for a step."""
@@ -165,6 +168,12 @@ class StepBatches(Dataset):
                 )
             )
         return batches
+
+    def _try_augment(self, dim: int) -> None:
+        try:
+            spec_augment(torch.zeros(1, dim), seed=0, **self.augment)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"spec_augment: {error}; correct its arguments, or null") from error
 
     def _item(self, index: int, step: Step) -> dict[str, Any]:
         item = self.dataset.item(index, twin=step.is_twin)

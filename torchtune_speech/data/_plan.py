@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from torchtune_speech.data._pack import pack_best_fit
+from torchtune_speech.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Plan:
     ) -> None:
         self.sources = [s for s in sources if len(s.samples) and s.weight > 0]
         if not self.sources:
-            raise ValueError("the plan has nothing to draw from")
+            raise InputError("dataset: the plan has nothing to draw from; give it samples")
         total = sum(s.weight for s in self.sources)
         self._weights = np.array([s.weight / total for s in self.sources])
         self.twin_lengths = twin_lengths if twin_lengths is not None else np.zeros_like(lengths)
@@ -152,13 +153,13 @@ class Plan:
             state: what ``state_dict`` gave.
 
         Raises:
-            ValueError: if it belongs to a plan with other sources.
+            InputError: if it belongs to a plan with other sources.
         """
         names = {s.name for s in self.sources}
         if set(state["cursors"]) != names:
-            raise ValueError(
-                f"the saved plan drew from {sorted(state['cursors'])}, "
-                f"this one from {sorted(names)}"
+            raise InputError(
+                f"resume: the saved plan drew from {sorted(state['cursors'])}, "
+                f"this one from {sorted(names)}; go on with the data and mixture of the run"
             )
         self.number, self._drawn = state["number"], state["drawn"]
         self._twin_of = tuple(state["twin_of"]) if state["twin_of"] else None

@@ -15,6 +15,7 @@ from torchtune_speech.data import (
     load_manifest,
     text_twin,
 )
+from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
 
 
@@ -76,6 +77,11 @@ def speech_dataset(
     ]
     if text_twins:
         samples = [twin for s in samples if (twin := text_twin(s) if s.is_speech else s)]
+        if not samples:
+            raise InputError(
+                "dataset.text_twins: no sample has a text twin; st and sqa rows have one when "
+                "they have source_text"
+            )
     chat = Llama3ChatFormat(tokenizer)
     return SpeechDataset(
         [copy for sample in samples for copy in at_speeds(sample, speeds)],

@@ -55,7 +55,7 @@ class EncoderProjector(nn.Module):
             the two, the more a speech vector weighs like a word in the residual stream.
 
     Raises:
-        ValueError: if ``ctc_layer`` is not one of the layers.
+        InputError: if ``ctc_layer`` is not one of the layers.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class EncoderProjector(nn.Module):
     ) -> None:
         super().__init__()
         if ctc_layer is not None and not 0 <= ctc_layer <= len(layers):
-            raise ValueError(f"ctc_layer must be from 0 to {len(layers)}, not {ctc_layer}")
+            raise InputError(f"projector.ctc_layer: {ctc_layer}; give 0 to {len(layers)}, or null")
         self.in_dim, self.out_dim = in_dim, out_dim
         self.stack, self.out_stack = stack, out_stack
         self.rotary_dim, self.output_scale = rotary_dim, output_scale
@@ -237,7 +237,7 @@ def transformer_projector(
         (torch.Size([7, 192]), tensor([4, 3]))
     """
     embed_dim = embed_dim or in_dim
-    num_heads = num_heads or _default_heads(embed_dim)
+    num_heads = _num_heads(embed_dim, num_heads)
 
     def layer() -> nn.Module:
         return TransformerEncoderLayer(
@@ -308,7 +308,7 @@ def conformer_projector(
         The projector.
     """
     embed_dim = embed_dim or in_dim
-    num_heads = num_heads or _default_heads(embed_dim)
+    num_heads = _num_heads(embed_dim, num_heads)
 
     def layer() -> nn.Module:
         return ConformerEncoderLayer(
@@ -362,10 +362,10 @@ def mlp_projector(
         The projector.
 
     Raises:
-        ValueError: if there are fewer than 2 layers.
+        InputError: if there are fewer than 2 layers.
     """
     if num_layers < 2:
-        raise ValueError(f"an MLP has at least 2 layers, not {num_layers}")
+        raise InputError(f"projector.num_layers: {num_layers}; an MLP has at least 2 layers")
     hidden_dim = hidden_dim or out_dim
     return EncoderProjector(
         in_dim=in_dim,
@@ -382,8 +382,15 @@ def mlp_projector(
     )
 
 
-def _default_heads(embed_dim: int) -> int:
-    """Most heads that divide the width and are at least 64 wide."""
+def _num_heads(embed_dim: int, num_heads: int | None) -> int:
+    """As given; else the most heads that divide the width and are at least 64 wide."""
+    if num_heads:
+        if embed_dim % num_heads:
+            raise InputError(
+                f"projector.num_heads: {num_heads} does not divide embed_dim {embed_dim}; "
+                "change one of the two"
+            )
+        return num_heads
     return next(h for h in range(max(1, embed_dim // 64), 0, -1) if embed_dim % h == 0)
 
 
@@ -393,11 +400,11 @@ def _position_arguments(
     if positions == "learned":
         return {"max_positions": max_positions}
     if positions != "rotary":
-        raise ValueError(f"positions must be rotary or learned, not {positions!r}")
+        raise InputError(f"projector.positions: {positions!r}; use rotary or learned")
     head_dim = embed_dim // num_heads
     if head_dim % 2:
-        raise ValueError(
-            f"rotary positions need heads of even width; embed_dim {embed_dim} in {num_heads} "
-            f"heads makes them {head_dim} wide"
+        raise InputError(
+            f"projector.num_heads: {num_heads} heads of embed_dim {embed_dim} are {head_dim} wide, "
+            "rotary positions need an even width; change it, or set positions=learned"
         )
     return {"rotary_dim": head_dim}

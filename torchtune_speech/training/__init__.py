@@ -1,6 +1,13 @@
 """What the training recipes share: building, losses, learning rates, checkpoints, progress."""
 
 from torchtune_speech.training._build import build_speech_llm, initial_lora, meta_speech_llm
+from torchtune_speech.training._check import (
+    check_checkpoint_fits,
+    check_counts,
+    check_frame_width,
+    check_projector,
+    check_resume,
+)
 from torchtune_speech.training._checkpoint import (
     find_checkpoint,
     list_checkpoints,
@@ -44,7 +51,6 @@ from torchtune_speech.training._process import (
 )
 from torchtune_speech.training._run import (
     TrainingError,
-    check_checkpoint_fits,
     check_finite,
     clip_gradients,
     fingerprints,
@@ -67,8 +73,12 @@ __all__ = [
     "build_plan",
     "build_speech_llm",
     "check_checkpoint_fits",
+    "check_counts",
     "check_finite",
+    "check_frame_width",
     "check_learning_rates",
+    "check_projector",
+    "check_resume",
     "clip_gradients",
     "compute_dtype",
     "dry_run",

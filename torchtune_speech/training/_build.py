@@ -13,7 +13,18 @@ from torchtune.modules.peft import get_adapter_params
 
 from torchtune_speech import config
 from torchtune_speech.errors import InputError
-from torchtune_speech.models import SpeechLLM, check_shapes, load_hf_weights
+from torchtune_speech.models import (
+    SpeechLLM,
+    check_shapes,
+    load_hf_weights,
+    read_adapter_config,
+)
+from torchtune_speech.training._checkpoint import (
+    find_checkpoint,
+    is_peft_folder,
+    load_trained,
+    lora_settings,
+)
 from torchtune_speech.training._process import Process
 
 
@@ -54,7 +65,8 @@ def build_speech_llm(
     *,
     llm_dir: str | Path,
     projector: nn.Module | None = None,
-    loaded: dict[str, Tensor] | None = None,
+    projector_checkpoint: str | Path | None = None,
+    adapter_checkpoint: str | Path | None = None,
     process: Process,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -67,7 +79,8 @@ def build_speech_llm(
         model: component node of a SpeechLLM builder.
         llm_dir: Hugging Face folder of the LLM.
         projector: freshly initialised projector, the same in every process.
-        loaded: trained weights (``projector.*``, LoRA) that replace the initial ones.
+        projector_checkpoint: run or checkpoint whose projector replaces the initial one.
+        adapter_checkpoint: run, checkpoint or PEFT folder whose LoRA replaces the initial one.
         process: this process.
         dtype: of the frozen LLM; trainable weights are float32.
         seed: of LoRA's initial values.
@@ -86,9 +99,12 @@ def build_speech_llm(
         else {}
     )
     built = meta_speech_llm(model, projector, dtype)
+    # Small and often the wrong ones: read before the LLM, which takes minutes.
+    trained = _trained_projector(built, projector_checkpoint, llm_dir)
+    trained |= _trained_lora(built, adapter_checkpoint, llm_dir)
     weights = load_hf_weights(llm_dir)
     check_shapes(built, weights, llm_dir)
-    weights = weights | initial | initial_lora(built, seed) | (loaded or {})
+    weights = weights | initial | initial_lora(built, seed) | trained
     missing = set(built.state_dict()) - set(weights)
     if missing:
         raise InputError(
@@ -104,6 +120,49 @@ def build_speech_llm(
             layer.compile()
     _load(built, weights, process)
     return built.requires_grad_(False)
+
+
+def _trained_projector(
+    model: SpeechLLM, checkpoint: str | Path | None, llm_dir: str | Path
+) -> dict[str, Tensor]:
+    if checkpoint is None:
+        return {}
+    names = {name for name in model.state_dict() if name.startswith("projector.")}
+    loaded = load_trained(projector=checkpoint, llm_dir=llm_dir)
+    # A CTC head may be left behind, or begin with this run.
+    loaded = {k: v for k, v in loaded.items() if k in names or not _is_ctc(k)}
+    check_shapes(model, loaded, checkpoint)
+    missing = sorted(name for name in names - set(loaded) if not _is_ctc(name))
+    if missing:
+        raise InputError(
+            f"{checkpoint}: holds no {missing[0]}; "
+            "use the projector settings that this checkpoint was made with"
+        )
+    return loaded
+
+
+def _is_ctc(name: str) -> bool:
+    return name.startswith("projector.ctc_")
+
+
+def _trained_lora(
+    model: SpeechLLM, checkpoint: str | Path | None, llm_dir: str | Path
+) -> dict[str, Tensor]:
+    if checkpoint is None:
+        return {}
+    loaded = load_trained(adapter=checkpoint, llm_dir=llm_dir)
+    if not get_adapter_params(model.decoder):
+        raise InputError(f"{checkpoint}: holds LoRA, but the model has none; use a lora_ builder")
+    folder = checkpoint if is_peft_folder(checkpoint) else find_checkpoint(checkpoint)
+    theirs, ours = read_adapter_config(folder), lora_settings(model)
+    for field, name in (("r", "rank"), ("lora_alpha", "alpha")):
+        if theirs[field] != ours[name]:
+            raise InputError(
+                f"{checkpoint}: LoRA of {name} {theirs[field]}, but model.lora_{name} is "
+                f"{ours[name]}; set model.lora_{name}={theirs[field]}"
+            )
+    check_shapes(model, loaded, checkpoint)
+    return loaded
 
 
 def _load(model: SpeechLLM, weights: dict[str, Tensor], process: Process) -> None:

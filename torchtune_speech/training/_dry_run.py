@@ -14,6 +14,7 @@ from torchtune_speech import config
 from torchtune_speech.data import AudioCut, Plan, Sample, Step, fill, plan_sources, text_twin
 from torchtune_speech.models import SpeechLLM
 from torchtune_speech.training._build import meta_speech_llm
+from torchtune_speech.training._check import check_counts, check_projector
 from torchtune_speech.training._loader import build_plan, resolve_max_steps
 from torchtune_speech.training._optim import check_learning_rates, trainable_groups
 from torchtune_speech.training._process import compute_dtype
@@ -56,6 +57,7 @@ def dry_run_report(
     Raises:
         InputError: if the configuration is wrong, or the data that is there is.
     """
+    check_counts(cfg)
     dtype = compute_dtype(cfg.dtype)  # which this machine need not support
     with torch.device("meta"):
         projector = config.instantiate(cfg.get("projector"))
@@ -239,6 +241,8 @@ def _real_plan(cfg: DictConfig, model: SpeechLLM) -> tuple[Plan, np.ndarray, str
         max_seq_len=cfg.max_seq_len,
         **speech,
     )
+    if model.projector is not None:
+        check_projector(model.projector, dataset, needs_ctc=cfg.ctc_weight > 0)
     plan = build_plan(
         dataset,
         max_seq_len=cfg.max_seq_len,

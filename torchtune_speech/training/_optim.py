@@ -148,5 +148,11 @@ def check_learning_rates(
             raise InputError(
                 f"learning_rate.{name}: takes lr, schedule and warmup_steps, found {sorted(fields)}"
             )
+        for field in ("lr", "warmup_steps"):
+            value = fields.get(field, 0)
+            if not isinstance(value, (int, float)) or value < 0:
+                raise InputError(
+                    f"learning_rate.{name}.{field}: {value!r}; give a number, 0 or more"
+                )
         learning_rate(0, max_steps=1, **fields)
     return schedules

@@ -72,9 +72,12 @@ def start_process(device: str) -> Process:
     """
     try:
         here = utils.get_device(device=device)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"device: {device}: {reason}; set device=cpu, or another") from error
+        # On a machine without a GPU torchtune takes the CPU for cuda, and says nothing.
+        found = here.type == torch.device(device).type
+    except (RuntimeError, AttributeError):
+        found = False
+    if not found:
+        raise InputError(f"device: {device}: not on this machine; set device=cpu, or another")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group(training.get_distributed_backend(here.type))
     world_size, rank = utils.get_world_size_and_rank()

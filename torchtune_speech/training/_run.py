@@ -12,11 +12,9 @@ from torchtune.utils import get_logger
 
 from torchtune_speech.data import SpeechDataset, Step, data_fingerprint
 from torchtune_speech.errors import InputError
-from torchtune_speech.features import check_fingerprint
 from torchtune_speech.models import read_hf_config
 from torchtune_speech.training._checkpoint import (
     find_checkpoint,
-    is_peft_folder,
     list_checkpoints,
     read_stage,
 )
@@ -179,32 +177,6 @@ def llm_fingerprint(llm_dir: str | Path) -> dict[str, str]:
             header = int.from_bytes(f.read(8), "little")
             digest.update(f"{file.name}/{file.stat().st_size}".encode() + f.read(header))
     return {"name": Path(llm_dir).resolve().name, "digest": digest.hexdigest()}
-
-
-def check_checkpoint_fits(path: str | Path, found: Mapping[str, Any], *, store: bool) -> None:
-    """Refuse a checkpoint that was trained with another LLM or on other encoder frames.
-
-    Args:
-        path: the checkpoint. A PEFT folder from elsewhere tells nothing of itself and is accepted.
-        found: fingerprints of this run.
-        store: whether its frames matter (they do not for LoRA trained on text).
-
-    Raises:
-        InputError: naming the field that differs.
-    """
-    if is_peft_folder(path):
-        return
-    expected = read_stage(path)["fingerprints"]
-    if expected["llm"]["digest"] != found["llm"]["digest"]:
-        raise InputError(
-            f"{path}: trained with the LLM {expected['llm']['name']!r}, "
-            f"this run uses {found['llm']['name']!r} (another model, or changed files); "
-            "set llm_dir to the folder it was trained with"
-        )
-    if store and expected["store"] and found["store"]:
-        check_fingerprint(
-            expected["store"], found["store"], f"{path} against this run's feature store"
-        )
 
 
 def warn_if_incoherent(projector_checkpoint: str | Path | None, max_wer: float = 0.5) -> None:

@@ -1,0 +1,500 @@
+"""Wrong input: one line that names the file or field and the cure, and nothing left behind."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from tiny_world import FRAME_DIM, make_data, make_llm, write_config
+
+from torchtune_speech.features import FeatureWriter, finalize_store
+
+RECIPES = ("projector", "lora_finetune_text", "multimodal_fuse", "speech_generate")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, recipe_module):
+    """The tiny world with stage A and stage B, one step each, as ``A`` and ``B``."""
+    folder = tmp_path_factory.mktemp("world")
+    make_llm(folder / "llm")
+    make_data(folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        for recipe, name in (("projector", "A"), ("lora_finetune_text", "B")):
+            file = write_config(
+                folder, recipe, output_dir=str(folder / name), max_steps=1, eval_dataset=None
+            )
+            patch.setattr(sys, "argv", [recipe, "--config", str(file)])
+            with pytest.raises(SystemExit) as exit_:
+                recipe_module(recipe).recipe_main()
+            assert not exit_.value.code
+    stages = {
+        "projector_checkpoint": str(folder / "A"),
+        "adapter_checkpoint": str(folder / "B"),
+    }
+    write_config(folder, "multimodal_fuse", **stages)
+    write_config(folder, "speech_generate", **stages)
+    return folder
+
+
+CASES = {}
+
+
+def case(recipe, *parts):
+    """Registers a function that prepares a case: world, folder -> words of the command line.
+
+    Args:
+        recipe: to be run.
+        *parts: what the error line holds.
+    """
+
+    def register(prepare):
+        CASES[f"{recipe}-{prepare.__name__}"] = (recipe, parts, prepare)
+        return prepare
+
+    return register
+
+
+def simple(recipe, name, words, *parts):
+    """A case that needs nothing but words."""
+    CASES[f"{recipe}-{name}"] = (recipe, parts, lambda world, tmp: words)
+
+
+def rows_of(world):
+    return [json.loads(line) for line in (world / "data" / "manifest.jsonl").open()]
+
+
+def manifest(tmp, rows):
+    """A word that names a manifest with these rows."""
+    file = tmp / "bad.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"dataset.manifest={file}"
+
+
+def store(tmp, dim=FRAME_DIM, count=8, **fingerprint):
+    """A word that names a feature store of noise."""
+    fields = {"encoder": "noise", "dim": dim, "frames_per_second": 50.0} | fingerprint
+    with FeatureWriter(tmp / "store", fields, dtype=torch.float32) as writer:
+        for i in range(count):
+            writer.add(f"{i}.wav", torch.randn(30, dim), seconds=1.0)
+    finalize_store(tmp / "store")
+    return f"dataset.features={tmp / 'store'}"
+
+
+# ---- the LLM ------------------------------------------------------------------------------------
+
+for _recipe in RECIPES:
+
+    @case(_recipe, "nowhere: no config.json there; give the folder")
+    def missing_llm(world, tmp):
+        return [f"llm_dir={tmp / 'nowhere'}"]
+
+
+@case("projector", "bare: no *.safetensors there; download")
+def llm_without_weights(world, tmp):
+    shutil.copytree(world / "llm", tmp / "bare")
+    (tmp / "bare" / "model.safetensors").unlink()
+    return [f"llm_dir={tmp / 'bare'}"]
+
+
+@case("lora_finetune_text", "model.safetensors: cannot be read", "copy or download it again")
+def llm_cut_short(world, tmp):
+    shutil.copytree(world / "llm", tmp / "cut")
+    file = tmp / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    return [f"llm_dir={tmp / 'cut'}"]
+
+
+@case("projector", "odd: its weights do not fit its config.json", "download the model again")
+def llm_of_two_models(world, tmp):
+    shutil.copytree(world / "llm", tmp / "odd")
+    file = tmp / "odd" / "config.json"
+    changed = json.loads(file.read_text()) | {"hidden_size": 64, "head_dim": 16}
+    file.write_text(json.dumps(changed))
+    return [f"llm_dir={tmp / 'odd'}", "projector.out_dim=64"]
+
+
+@case("projector", "tokenizer.json: ")
+def llm_without_tokenizer(world, tmp):
+    shutil.copytree(world / "llm", tmp / "mute")
+    (tmp / "mute" / "tokenizer.json").unlink()
+    return [f"llm_dir={tmp / 'mute'}"]
+
+
+# ---- manifest and feature store -----------------------------------------------------------------
+
+
+@case("projector", "nowhere.jsonl: manifest not found; check the path")
+def missing_manifest(world, tmp):
+    return [f"dataset.manifest={tmp / 'nowhere.jsonl'}"]
+
+
+@case("speech_generate", "nowhere.jsonl: manifest not found; check the path")
+def missing_test_set(world, tmp):
+    return [f"dataset.manifest={tmp / 'nowhere.jsonl'}"]
+
+
+@case("projector", "bad.jsonl:2: field 'target' is missing or empty; write the expected answer")
+def bad_row(world, tmp):
+    good, bad = rows_of(world)[:2]
+    return [manifest(tmp, [good, bad | {"target": " "}])]
+
+
+@case("lora_finetune_text", "bad.jsonl:1: not valid JSON", "write one JSON object a line")
+def broken_json(world, tmp):
+    (tmp / "bad.jsonl").write_text('{"id": "1",\n')
+    return [f"dataset.manifest={tmp / 'bad.jsonl'}"]
+
+
+simple(
+    "projector",
+    "filtered_to_nothing",
+    ["dataset.tasks=[qa]"],
+    "manifest.jsonl: no row left, filter tasks=['qa'] removed all",
+    "choose from the values that are there: st (16), asr (8)",
+)
+simple(
+    "lora_finetune_text",
+    "no_text_twins",
+    ["dataset.tasks=[asr]"],
+    "dataset.text_twins: ",
+    "no sample has a text twin",
+)
+
+
+@case("projector", "nowhere: no such folder; run extract_features")
+def missing_store(world, tmp):
+    return [f"dataset.features={tmp / 'nowhere'}"]
+
+
+@case("multimodal_fuse", "data: not a feature store (store.json is missing)")
+def folder_that_is_no_store(world, tmp):
+    return [f"dataset.features={world / 'data'}"]
+
+
+simple(
+    "projector",
+    "no_store",
+    ["dataset.features=null"],
+    "has audio, but no feature store was given; set dataset.features",
+)
+
+
+@case("projector", "audio 5.wav is not in the feature store", "run extract_features on this")
+def store_without_an_utterance(world, tmp):
+    return [store(tmp, count=5)]
+
+
+@case("projector", "sample 0-asr: 425 tokens, max_seq_len is 32", "dataset.on_too_long=skip")
+def too_long(world, tmp):
+    row = rows_of(world)[0] | {"target": "a " * 400}
+    return [manifest(tmp, [row]), "max_seq_len=32"]
+
+
+simple("projector", "unknown_policy", ["dataset.on_too_long=cut"], "dataset.on_too_long: 'cut'")
+
+# ---- tasks, templates, mixture ------------------------------------------------------------------
+
+
+@case("projector", "no prompt for task 'summarise', only for asr", "instructions.summarise")
+def unknown_task(world, tmp):
+    rows = [row | {"task": "summarise"} for row in rows_of(world) if row["task"] == "asr"]
+    return [manifest(tmp, rows), "dataset.tasks=null"]
+
+
+@case("multimodal_fuse", "sample '0-sqa'", "has {question}", "no 'question'; add it")
+def template_without_its_field(world, tmp):
+    row = next(row for row in rows_of(world) if row["task"] == "sqa")
+    del row["question"]
+    return [manifest(tmp, [row]), "mixture=null"]
+
+
+@case("projector", "own.yaml: instructions.sqa.en[0] lacks {question}; put it where")
+def instruction_without_its_field(world, tmp):
+    text = {"extends": "mcif_fixed", "instructions": {"sqa": {"en": "Answer."}}}
+    (tmp / "own.yaml").write_text(yaml.safe_dump(text))
+    return [f"dataset.templates={tmp / 'own.yaml'}"]
+
+
+simple("projector", "unknown_templates", ["dataset.templates=mcif"], "mcif: no such template file")
+simple(
+    "multimodal_fuse",
+    "unknown_mixture_task",
+    ["mixture.task.ast=0.5"],
+    "mixture.task: no samples for 'ast', only for ['asr', 'sqa', 'st']; remove it",
+)
+simple("multimodal_fuse", "odd_mixture", ["mixture=0.5"], "mixture: needs task")
+
+# ---- projector ----------------------------------------------------------------------------------
+
+for _recipe in ("projector", "multimodal_fuse", "speech_generate"):
+
+    @case(
+        _recipe,
+        "projector.in_dim: 12, but the frames of",
+        "store are 20 wide; set projector.in_dim=20",
+    )
+    def in_dim(world, tmp):
+        return [store(tmp, dim=20)]
+
+    simple(
+        _recipe,
+        "out_dim",
+        ["projector.out_dim=48"],
+        "projector.out_dim: 48, but the LLM's embeddings are 32 wide; set projector.out_dim",
+    )
+
+simple(
+    "projector",
+    "heads",
+    ["projector.num_heads=3"],
+    "projector.num_heads: 3 does not divide embed_dim 16; ",
+)
+simple(
+    "projector",
+    "odd_heads",
+    ["projector.num_heads=16"],
+    "projector.num_heads: ",
+    "positions=learned",
+)
+simple("projector", "positions", ["projector.positions=sine"], "projector.positions: 'sine'")
+simple("projector", "ctc_layer", ["projector.ctc_layer=7"], "projector.ctc_layer: 7")
+simple(
+    "projector",
+    "ctc_vocab_size",
+    ["projector.ctc_vocab_size=39"],
+    "projector.ctc_vocab_size: 39, but dataset.ctc has",
+    "set projector.ctc_vocab_size=",
+)
+simple(
+    "multimodal_fuse",
+    "labels_of_another_kind",
+    ["dataset.ctc=characters"],
+    "but dataset.ctc has 39 labels; set projector.ctc_vocab_size=39, or dataset.ctc=null",
+)
+simple(
+    "projector",
+    "no_ctc_head",
+    ["projector.ctc_vocab_size=null"],
+    "projector.ctc_vocab_size: null, but dataset.ctc has",
+)
+simple(
+    "multimodal_fuse",
+    "no_ctc_labels",
+    ["dataset.ctc=null", "ctc_weight=0.3"],
+    "dataset.ctc: the CTC loss needs labels; set it to characters or tokens, or ctc_weight",
+)
+simple(
+    "projector",
+    "no_labels_for_ctc_alone",
+    ["dataset.ctc=null", "ctc_weight=0", "ctc_only_steps=2"],
+    "dataset.ctc: the CTC loss needs labels",
+)
+simple("projector", "unknown_labels", ["dataset.ctc=phones"], "dataset.ctc: 'phones' is unknown")
+
+# ---- checkpoints --------------------------------------------------------------------------------
+
+for _recipe in ("multimodal_fuse", "speech_generate"):
+
+    @case(_recipe, "A against this run's feature store: fingerprint does not fit", "layer is 8")
+    def store_of_another_encoder(world, tmp):
+        return [store(tmp, layer=8)]
+
+    @case(_recipe, "trained with the LLM 'llm', this run uses 'other'", "set llm_dir to")
+    def checkpoint_of_another_llm(world, tmp):
+        make_llm(tmp / "other", tie=True)
+        return [f"llm_dir={tmp / 'other'}"]
+
+    @case(_recipe, "empty: no checkpoint there; give the output_dir of a finished stage")
+    def no_checkpoint(world, tmp):
+        (tmp / "empty").mkdir()
+        return [f"projector_checkpoint={tmp / 'empty'}"]
+
+    @case(_recipe, "holds no projector; give a checkpoint of projector or multimodal_fuse")
+    def checkpoint_without_projector(world, tmp):
+        return [f"projector_checkpoint={world / 'B'}"]
+
+    @case(_recipe, "no adapter_model.safetensors; give a checkpoint folder with a LoRA adapter")
+    def checkpoint_without_lora(world, tmp):
+        return [f"adapter_checkpoint={world / 'A'}"]
+
+    @case(_recipe, "A: projector.", "has shape (16", "the model (8", "use the model settings")
+    def projector_of_another_shape(world, tmp):
+        return ["projector.embed_dim=8"]
+
+    @case(_recipe, "A: holds no projector.layers.1.", "use the projector settings")
+    def projector_of_more_layers(world, tmp):
+        return ["projector.num_layers=2"]
+
+    simple(
+        _recipe,
+        "lora_of_another_rank",
+        ["model.lora_rank=4"],
+        "B: LoRA of rank 8, but model.lora_rank is 4; set model.lora_rank=8",
+    )
+    simple(
+        _recipe,
+        "lora_of_another_scale",
+        ["model.lora_alpha=32"],
+        "B: LoRA of alpha 16, but model.lora_alpha is 32; set model.lora_alpha=16",
+    )
+
+
+@case("speech_generate", "checkpoint: null, so the projector would be untrained; give a run")
+def forgotten_checkpoint(world, tmp):
+    return ["projector_checkpoint=null"]
+
+
+@case("projector", "B: holds LoRA, but the model has none; use a lora_ builder")
+def lora_for_a_model_without(world, tmp):
+    return [f"adapter_checkpoint={world / 'B'}"]
+
+
+@case("projector", "A: holds checkpoints up to step_1; set resume=true to go on, or name another")
+def resume_refused(world, tmp):
+    return [f"output_dir={world / 'A'}"]
+
+
+@case("projector", "A/step_1: resume=true, but rows_per_step was 3 and is 2; go on with what")
+def resume_with_other_steps(world, tmp):
+    return [f"output_dir={world / 'A'}", "resume=true", "rows_per_step=2"]
+
+
+@case("projector", "A/step_1: resume=true, but the data of the run was another; go on with what")
+def resume_with_other_data(world, tmp):
+    return [f"output_dir={world / 'A'}", "resume=true", "dataset.tasks=[asr]"]
+
+
+# ---- settings -----------------------------------------------------------------------------------
+
+for _recipe in ("projector", "lora_finetune_text", "multimodal_fuse"):
+    for _name, _words, *_parts in (
+        ("both_lengths", ["epochs=2"], "max_steps, epochs: give one of the two"),
+        ("no_length", ["max_steps=null"], "max_steps, epochs: give one of the two"),
+        ("no_rows", ["rows_per_step=0"], "rows_per_step: 0; give a whole number of 1 or more"),
+        ("part_of_a_step", ["max_steps=1.5"], "max_steps: 1.5; give a whole number"),
+        ("save_never", ["save_every_n_steps=0"], "save_every_n_steps: 0; give a whole number"),
+        ("unknown_key", ["batchsize=4"], "config: unknown key 'batchsize'"),
+        ("misspelt", ["dataset.manifst=x"], "has no argument 'manifst'; did you mean 'manifest'"),
+        ("no_component", ["optimizer._component_=torch.optim.Adamm"], "did you mean 'Adam"),
+        ("optimizer", ["optimizer.weigth_decay=1"], "did you mean 'weight_decay'"),
+        ("device", ["device=cuda"], "device: cuda: not on this machine; set device=cpu"),
+        ("unknown_device", ["device=abacus"], "device: abacus: not on this machine"),
+        ("dtype", ["dtype=fp8"], "dtype: 'fp8' is unknown; use fp32 or bf16"),
+    ):
+        if _name != "device" or not torch.cuda.is_available():
+            simple(_recipe, _name, _words, *_parts)
+
+for _name, _words, *_parts in (
+    ("group", ["learning_rate.lora.lr=1"], "learning_rate: needs one entry each for ['projector']"),
+    ("field", ["learning_rate.projector.warmup=1"], "learning_rate.projector: takes lr, schedule"),
+    ("schedule", ["learning_rate.projector.schedule=step"], "learning_rate: schedule 'step' is"),
+    ("rate", ["learning_rate.projector.lr=fast"], "learning_rate.projector.lr: 'fast'"),
+    ("mask", ["spec_augment={time_mask: 2}"], "spec_augment: ", "time_mask"),
+    ("stack", ["spec_augment={stack: 5}"], "spec_augment: stack (5) must divide the width"),
+):
+    simple("projector", _name, _words, *_parts)
+
+# ---- one audio file -----------------------------------------------------------------------------
+
+
+def filter_bank_projector(tmp, audio):
+    """Words for answering an audio file with a projector of the filter bank."""
+    instruction = "instruction=Transcribe the English content."
+    return ["dataset=null", f"audio={audio}", instruction, "projector.in_dim=160"]
+
+
+def wav(tmp, samples=16000):
+    soundfile.write(tmp / "a.wav", np.zeros(samples), 16000)
+    return tmp / "a.wav"
+
+
+@case("speech_generate", "dataset, audio: give one of the two, and set the other to null")
+def audio_and_dataset(world, tmp):
+    return [f"audio={wav(tmp)}"]
+
+
+@case("speech_generate", "instruction: missing; say what to do, e.g. instruction=")
+def missing_instruction(world, tmp):
+    return ["dataset=null", f"audio={wav(tmp)}", "projector.in_dim=160"]
+
+
+@case("speech_generate", "nowhere.wav: no such audio file; correct the path")
+def missing_audio(world, tmp):
+    return filter_bank_projector(tmp, tmp / "nowhere.wav")
+
+
+@case("speech_generate", "a.wav: empty file (0 bytes)")
+def empty_audio(world, tmp):
+    (tmp / "a.wav").write_bytes(b"")
+    return filter_bank_projector(tmp, tmp / "a.wav")
+
+
+@case("speech_generate", "a.wav: no samples in it")
+def audio_without_samples(world, tmp):
+    return filter_bank_projector(tmp, wav(tmp, samples=0))
+
+
+@case("speech_generate", "a.wav: not readable as audio")
+def no_audio(world, tmp):
+    (tmp / "a.wav").write_text("not a sound")
+    return filter_bank_projector(tmp, tmp / "a.wav")
+
+
+@case("speech_generate", "projector.in_dim: 12, but the frames of encoder are 160 wide; set")
+def encoder_of_another_width(world, tmp):
+    return [w for w in filter_bank_projector(tmp, wav(tmp)) if "in_dim" not in w]
+
+
+@case("speech_generate", "A against this run's feature store: fingerprint does not fit: encoder")
+def encoder_of_another_kind(world, tmp):
+    return filter_bank_projector(tmp, wav(tmp))
+
+
+@case("speech_generate", "projector: null, but the data has audio; name its builder")
+def speech_without_projector(world, tmp):
+    return ["projector=null"]
+
+
+def test_the_unchanged_configs_are_right(world, run_recipe, tmp_path):
+    """Otherwise the cases below might fail for another reason."""
+    out = tmp_path / "out"
+    for recipe, words in {
+        "multimodal_fuse": [f"output_dir={out}", "max_steps=1", "eval_dataset=null"],
+        "speech_generate": [f"output={out / 'p.jsonl'}", "limit=2"],
+    }.items():
+        code, _, err = run_recipe(recipe, "--config", world / f"{recipe}.yaml", *words)
+        assert code == 0, err
+    assert {p.name for p in out.iterdir()} == {"metrics.jsonl", "step_1", "p.jsonl"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_wrong_input_is_one_line_and_leaves_nothing(name, world, run_recipe, tmp_path):
+    recipe, parts, prepare = CASES[name]
+    out = tmp_path / "out"
+    where = f"output={out / 'p.jsonl'}" if recipe == "speech_generate" else f"output_dir={out}"
+    words = prepare(world, tmp_path)
+    before = sorted(world.rglob("*"))
+    code, _, err = run_recipe(recipe, "--config", world / f"{recipe}.yaml", where, *words)
+    assert code == 1
+    (line,) = (line for line in err.splitlines() if line.startswith("error:"))
+    for part in parts:
+        assert part in line
+    assert "Traceback" not in err
+    assert not out.exists()
+    assert sorted(world.rglob("*")) == before
+
+
+def test_two_processes_say_it_once(world, tune_run, tmp_path):
+    file = world / "projector.yaml"
+    words = [f"output_dir={tmp_path / 'out'}", f"dataset.manifest={tmp_path / 'nowhere.jsonl'}"]
+    done = tune_run("--nproc_per_node", 2, "projector", "--config", file, *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    # torchrun's own summary has a traceback, of torchrun.
+    assert done.stderr.index("error: ") < done.stderr.index("Traceback")
+    assert list(Path(tmp_path).iterdir()) == []
