@@ -131,7 +131,9 @@ class SpeechGenerateRecipe:
         """Answer one file, or the whole data set."""
         with training.autocast(self.process.device, self.dtype):
             if self.cfg.audio is not None:
-                print(self.answer_audio())
+                answer = self.answer_audio()
+                if self.process.is_main:
+                    print(answer)
             else:
                 self.answer_dataset()
 
