@@ -55,10 +55,10 @@ def test_one_file_is_answered_as_in_a_data_set(world, run_recipe):
         assert out == f"{prediction}\n"
 
 
-def test_a_file_shorter_than_a_frame_is_refused(world, run_recipe):
+def test_a_file_shorter_than_a_frame_is_answered(world, run_recipe):
     soundfile.write(world / "short.wav", np.zeros(10), 16000)
     words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160", "dataset=null"]
     words += [f"projector_checkpoint={world / 'A'}", f"audio={world / 'short.wav'}"]
     code, out, err = run_recipe("speech_generate", *words, f"instruction={INSTRUCTION}")
-    assert (code, out) == (1, "")
-    assert err.splitlines()[-1].startswith("error: audio: 0.0006 s give no frame; give a longer")
+    assert code == 0, err
+    assert out.count("\n") >= 1

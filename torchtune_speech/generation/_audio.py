@@ -11,7 +11,6 @@ from torchtune_speech.data import (
     Sample,
 )
 from torchtune_speech.encoders import Encoder
-from torchtune_speech.errors import InputError
 from torchtune_speech.features import average_frames
 from torchtune_speech.generation._generate import Prompt, generate
 from torchtune_speech.models import SpeechLLM
@@ -44,14 +43,8 @@ def answer_audio(
 
     Returns:
         The answer.
-
-    Raises:
-        InputError: if the audio is too short for a frame.
     """
     frames = average_frames(encoder([waveform])[0], frame_average)
-    if len(frames) == 0:
-        seconds = len(waveform) / encoder.sampling_rate
-        raise InputError(f"audio: {seconds:.4f} s give no frame; give a longer recording")
     sample = Sample(
         id="audio",
         task="instruct",
