@@ -7,6 +7,8 @@ PYTHON ?= python3
 TORCH_SPEC ?= torch==2.13.0
 # Words for pytest: make test PYTEST_ARGS="tests/config -k help"
 PYTEST_ARGS ?=
+# Folder with AN4's manifest.jsonl and recordings.
+AN4_DATA ?= ../shared/data/speech
 
 BIN := .venv/bin
 
@@ -37,8 +39,8 @@ lint: venv ## check style and formatting
 demo: venv ## train and score the whole system in the nano world, about 20 minutes on two cores
 	$(BIN)/python -m torchtune_speech.nano.demo
 
-an4: venv ## real people speaking: features, projector and scores on AN4
-	$(BIN)/python -m torchtune_speech.datasets.an4_demo
+an4: venv ## real people speaking: features, projector and scores on AN4, about an hour
+	$(BIN)/python -m torchtune_speech.nano.an4 $(AN4_DATA)
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
