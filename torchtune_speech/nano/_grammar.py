@@ -18,6 +18,7 @@ from torchtune_speech.nano._lexicon import (
     PLACES,
     SUBJECT_ADJECTIVES,
     SUBJECTS,
+    TABLES,
     THING_ADJECTIVES,
     THINGS,
     TIMES,
@@ -347,9 +348,7 @@ def spoken_words() -> set[str]:
     Returns:
         Lower-case words.
     """
-    tables = (SUBJECTS, SUBJECT_ADJECTIVES, INTRANSITIVE_VERBS, TRANSITIVE_VERBS, NUMBERS)
-    tables += (THING_ADJECTIVES, THINGS, PLACES, TIMES)
-    return {"the"} | {w for table in tables for e in table for w in e.en.lower().split()}
+    return {"the"} | {w for table in TABLES for e in table for w in e.en.lower().split()}
 
 
 __all__ = [

@@ -323,3 +323,15 @@ TIMES: tuple[Phrase, ...] = _table(
     in October     | im Oktober          | a ottobre       | 十月
     """,
 )
+
+TABLES = (
+    SUBJECTS,
+    SUBJECT_ADJECTIVES,
+    INTRANSITIVE_VERBS,
+    TRANSITIVE_VERBS,
+    NUMBERS,
+    THING_ADJECTIVES,
+    THINGS,
+    PLACES,
+    TIMES,
+)

@@ -8,7 +8,7 @@ transformers the same ids, and torchtune the special tokens (`special_tokens_pat
 import base64
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
@@ -40,17 +40,6 @@ CHAT_TEMPLATE = (
 )
 """Llama-3's, without the system turn on dates that 3.1 puts in front."""
 
-_TABLES = (
-    _lexicon.SUBJECTS,
-    _lexicon.SUBJECT_ADJECTIVES,
-    _lexicon.INTRANSITIVE_VERBS,
-    _lexicon.TRANSITIVE_VERBS,
-    _lexicon.NUMBERS,
-    _lexicon.THING_ADJECTIVES,
-    _lexicon.THINGS,
-    _lexicon.PLACES,
-    _lexicon.TIMES,
-)
 _STARTING_TABLES = (_lexicon.SUBJECTS, _lexicon.NUMBERS, _lexicon.PLACES, _lexicon.TIMES)
 # Chinese runs together, so its words have to be given; those of the tables are added.
 _CHINESE_WORDS = (
@@ -60,11 +49,12 @@ _CHINESE_WORDS = (
 _VOCABULARY_MULTIPLE = 64
 
 
-def write_tokenizer(folder: str | os.PathLike[str]) -> int:
+def write_tokenizer(folder: str | os.PathLike[str], texts: Iterable[str] | None = None) -> int:
     """Writes `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json`.
 
     Args:
         folder: An existing folder.
+        texts: Texts whose words become one token each; those of the nano world by default.
 
     Returns:
         Number of tokens, special ones included.
@@ -75,7 +65,7 @@ def write_tokenizer(folder: str | os.PathLike[str]) -> int:
         >>> tokenizer = llama3_tokenizer("llm/tokenizer.model", "llm/tokenizer.json")
     """
     folder = Path(folder)
-    ranks = _learn_ranks()
+    ranks = _learn_ranks(_nano_words() if texts is None else _words(texts))
     specials = _special_tokens(len(ranks))
     with atomic_write(folder / "tokenizer.model") as path:
         lines = (f"{base64.b64encode(piece).decode()} {rank}\n" for piece, rank in ranks.items())
@@ -102,7 +92,7 @@ def _word_texts() -> Iterator[str]:
     """Texts that hold every word in every place it can take: at a start, after a space."""
     rng = random.Random(0)
     for lang in LANGUAGES:
-        for table in _TABLES:
+        for table in _lexicon.TABLES:
             for entry in table:
                 fields = (lang,) if hasattr(entry, lang) else (f"{lang}_m", f"{lang}_f")
                 for field in fields:
@@ -125,16 +115,22 @@ def _word_texts() -> Iterator[str]:
     yield from ("system", "user", "assistant")
 
 
-def _learn_ranks() -> dict[bytes, int]:
-    """Learns the pieces: the 256 bytes, characters, then merges until every word is whole."""
-    split = pre_tokenizers.Split(Regex(CL100K_PATTERN), "isolated")
-    words = set(_CHINESE_WORDS)
-    for table in _TABLES:
+def _nano_words() -> set[str]:
+    words = set(_CHINESE_WORDS) | _words(_word_texts())
+    for table in _lexicon.TABLES:
         for entry in table:
             words |= {entry.zh, getattr(entry, "classifier", entry.zh)}
-    for text in _word_texts():
-        pieces = (piece for piece, _ in split.pre_tokenize_str(text))
-        words |= {piece for piece in pieces if not _has_chinese(piece)}
+    return words
+
+
+def _words(texts: Iterable[str]) -> set[str]:
+    split = pre_tokenizers.Split(Regex(CL100K_PATTERN), "isolated")
+    pieces = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
+    return {piece for piece in pieces if not _has_chinese(piece)}
+
+
+def _learn_ranks(words: set[str]) -> dict[bytes, int]:
+    """Learns the pieces: the 256 bytes, characters, then merges until every word is whole."""
     # Learnt over characters, whose bytes are joined first: no piece holds half a character.
     learner = Tokenizer(BPE())
     trainer = BpeTrainer(vocab_size=10_000, min_frequency=1, show_progress=False)
