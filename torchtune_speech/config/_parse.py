@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,6 +54,9 @@ def parse(recipe_main: Callable[[DictConfig], Any]) -> Callable[[], None]:
 
 
 def _run(recipe_main: Callable[[DictConfig], Any]) -> None:
+    # tiktoken would keep a copy of the LLM's tokenizer under its path for good, and read that one
+    # after the file has changed.
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")
     # Not at the top: `torchtune-speech ls` need not wait for torch.
     import torchtune.config
 
