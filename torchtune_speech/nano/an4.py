@@ -1,9 +1,9 @@
 """Real people speaking: `python -m torchtune_speech.nano.an4`.
 
-Names, numbers and commands of AN4, spoken by 74 people, are learnt through a small frozen LLM that has read
-texts of the same kind; dev speakers are strangers. Besides the recordings, espeak-ng speaks made-up
-sentences of the same kind, for a first acquaintance with the words. Everything but the text and the
-voices is done by the recipes, with configs/an4.
+Names, numbers and commands of AN4, spoken by 74 people, are learnt through a small frozen LLM that
+has read texts of the same kind; dev speakers are strangers. Besides the recordings, espeak-ng
+speaks made-up sentences of the same kind, for a first acquaintance with the words. Everything but
+the text and the voices is done by the recipes, with configs/an4.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The whole system in the nano world: `python -m torchtune_speech.nano.demo`.
 
 Speaks the sentences, pretrains the small LLM, and runs the same recipes with `tune run` as for the
-real models: features, stages A, B and C, predictions, scores. What is there already is kept, so that a demo
-that was stopped goes on where it was.
+real models: features, stages A, B and C, predictions, scores. What is there already is kept, so
+that a demo that was stopped goes on where it was.
 """
 
 import argparse
@@ -60,8 +60,9 @@ def run_demo(out: Path) -> None:
     print(f"\n{sum(seconds.values()) / 60:.1f} minutes in all; report: {out / 'report.json'}")
     print("Try it on one file:")
     print(
-        "  tune run speech_generate --config nano/speech_generate checkpoint=runs/nano/C dataset=null \\\n"
-        f'    audio={out}/data/audio/test-00000.flac instruction="Transcribe the English content."'
+        "  tune run speech_generate --config nano/speech_generate checkpoint=runs/nano/C \\\n"
+        f"    dataset=null audio={out}/data/audio/test-00000.flac \\\n"
+        '    instruction="Transcribe the English content."'
     )
 
 

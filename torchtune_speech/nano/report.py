@@ -38,8 +38,8 @@ def demo_report(
         normalizer: of the word error rate.
 
     Returns:
-        System to scores, and ``normalizer``, ``n`` and ``seconds``. Systems that read text have the tasks
-        ``mt`` and ``qa``, those that hear speech ``asr``, ``st`` and ``sqa``.
+        System to scores, and ``normalizer``, ``n`` and ``seconds``. Systems that read text have the
+        tasks ``mt`` and ``qa``, those that hear speech ``asr``, ``st`` and ``sqa``.
     """
     reports = {name: score(rows, normalizer=normalizer) for name, rows in predictions.items()}
     shared = ("normalizer", "signatures")
@@ -74,16 +74,9 @@ def format_demo_table(report: Mapping[str, Any]) -> str:
         for row in rows
     ]
     n = report["n"]
-    sizes = f"Unseen sentences, unseen voices: {n['asr']} for ASR, {_size(n['st'])} for ST, {_size(n['sqa'])} for SQA."
-    return "\n".join(
-        [
-            lines[0],
-            "-" * len(lines[0]),
-            *lines[1:],
-            "",
-            f"{sizes} Normalizer: {report['normalizer']}.",
-        ]
-    )
+    sizes = f"{n['asr']} for ASR, {_size(n['st'])} for ST, {_size(n['sqa'])} for SQA"
+    note = f"Unseen sentences, unseen voices: {sizes}. Normalizer: {report['normalizer']}."
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", note])
 
 
 def _cells(scores: Mapping[str, Any]) -> list[str]:
