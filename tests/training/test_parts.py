@@ -1,0 +1,169 @@
+"""Schedules, logs, checkpoints, signals: the small parts of a training run."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from tiny_world import make_tokenizer
+
+from torchtune_speech.data import (
+    AudioCut,
+    CharacterLabels,
+    Llama3ChatFormat,
+    Sample,
+    TokenLabels,
+    ctc_labels,
+)
+from torchtune_speech.datasets import at_speeds
+from torchtune_speech.errors import InputError
+from torchtune_speech.nano._tokenizer import write_tokenizer
+from torchtune_speech.training import (
+    StopSignal,
+    TrainingLog,
+    find_checkpoint,
+    flat_scores,
+    is_due,
+    learning_rate,
+    list_checkpoints,
+    resume_point,
+    seed_step,
+)
+
+
+def test_learning_rate_warms_up_to_its_peak_and_falls_to_zero():
+    rates = [learning_rate(s, lr=2.0, max_steps=100, warmup_steps=10) for s in range(101)]
+    assert rates[0] == pytest.approx(0.2)  # the first step is not wasted on a rate of 0
+    assert rates[9] == rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.0)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_a_constant_schedule_stays():
+    rates = {learning_rate(s, lr=1.0, max_steps=9, schedule="constant") for s in range(9)}
+    assert rates == {1.0}
+    with pytest.raises(InputError, match="'linear'"):
+        learning_rate(0, lr=1.0, max_steps=9, schedule="linear")
+
+
+def metrics(loss=1.0):
+    return {"loss": loss, "tokens_per_second": 10.0, "source": "all"}
+
+
+def test_a_resumed_log_drops_the_steps_that_are_done_again(tmp_path):
+    with TrainingLog(tmp_path, max_steps=5) as log:
+        for step in (1, 2, 3):
+            log.step(step, metrics(float(step)))
+        log.evaluation(3, {"asr": {"wer": 0.5}}, [])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    with TrainingLog(tmp_path, max_steps=5, first_step=2) as log:
+        log.step(3, metrics(30.0))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["loss"]) for r in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert (tmp_path / "evaluations.jsonl").read_text() == ""
+
+
+def test_only_the_main_process_writes(tmp_path):
+    with TrainingLog(tmp_path / "run", max_steps=5, enabled=False) as log:
+        log.step(1, metrics())
+        log.evaluation(1, {}, [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_is_logged_with_enough_digits_to_tell_float32_apart(tmp_path):
+    a = torch.tensor(2.3456789)
+    b = torch.nextafter(a, torch.tensor(3.0))
+    with TrainingLog(tmp_path, max_steps=2) as log:
+        log.step(1, metrics(a.item()))
+        log.step(2, metrics(b.item()))
+    one, two = [json.loads(line)["loss"] for line in open(tmp_path / "metrics.jsonl")]
+    assert one != two
+    assert torch.tensor(one) == a
+
+
+def test_flat_scores_pick_what_one_looks_at_first():
+    report = {
+        "asr": {"wer": 0.1, "cer": 0.05},
+        "st": {"de": {"bleu": 50.0, "chrf": 60.0}},
+        "sqa": {"accuracy": 0.9, "unanswerable_accuracy": None, "en": {"accuracy": 1.0}},
+        "normalizer": "whisper",
+        "n": {"asr": 3},
+    }
+    assert flat_scores(report) == {"asr_wer": 0.1, "st_de_bleu": 50.0, "sqa_accuracy": 0.9}
+
+
+def make_checkpoint(folder, step, format_version=1):
+    (folder / f"step_{step}").mkdir(parents=True)
+    (folder / f"step_{step}" / "stage.json").write_text(json.dumps({"format": format_version}))
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path):
+    for step in (2, 10, 9):
+        make_checkpoint(tmp_path, step)
+    (tmp_path / ".step_11.abcd.partial").mkdir()  # killed while writing
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_2", "step_9", "step_10"]
+    assert find_checkpoint(tmp_path).name == "step_10"
+    assert find_checkpoint(tmp_path / "step_2").name == "step_2"
+    assert resume_point(tmp_path, resume=True).name == "step_10"
+    with pytest.raises(InputError, match="resume=true"):
+        resume_point(tmp_path, resume=False)
+    assert resume_point(tmp_path / "new", resume=True) is None
+
+
+def test_checkpoints_of_a_newer_format_are_refused(tmp_path):
+    make_checkpoint(tmp_path, 1, format_version=99)
+    with pytest.raises(InputError, match="newer version"):
+        find_checkpoint(tmp_path)
+
+
+def test_is_due():
+    assert [s for s in range(1, 8) if is_due(s, 3, last=s == 7)] == [3, 6, 7]
+    assert [s for s in range(1, 8) if is_due(s, None, last=s == 7)] == [7]
+
+
+def test_sigterm_is_remembered_and_the_old_handler_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_steps_are_seeded_apart():
+    def draw(*where):
+        seed_step(*where)
+        return torch.rand(4).tolist()
+
+    assert draw(0, 1, 0) == draw(0, 1, 0)
+    assert len({tuple(draw(*w)) for w in ((0, 1, 0), (0, 2, 0), (0, 1, 1), (1, 1, 0))}) == 4
+
+
+def test_speed_copies_share_everything_but_the_audio():
+    sample = Sample(id="a", task="asr", target="hello", audio=(AudioCut("a.wav"),))
+    copies = at_speeds(sample, [0.9, 1.0])
+    assert [(c.id, c.audio[0].key) for c in copies] == [("a~0.9", "a.wav~0.9"), ("a", "a.wav")]
+    text = Sample(id="t", task="mt", target="hallo", source_text="hello")
+    assert at_speeds(text, [0.9, 1.0]) == [text]
+
+
+def test_character_labels_fold_and_come_back():
+    labels = CharacterLabels()
+    assert labels.decode(labels.encode("  Zoë's  café, 7! ")) == "zoe's cafe 7"
+    assert min(labels.encode("abc xyz 09'")) >= 1  # 0 is the blank
+    assert max(labels.encode("abc xyz 09'")) < labels.size
+
+
+def test_token_labels_are_the_tokens_after_the_blank(tmp_path):
+    size = write_tokenizer(tmp_path)
+    chat = Llama3ChatFormat(make_tokenizer(tmp_path))
+    labels = TokenLabels(chat)
+    assert labels.size == size + 1
+    assert labels.encode("The doctor waits.") == [i + 1 for i in chat.encode("The doctor waits.")]
+    assert labels.decode(labels.encode("The doctor waits.")) == "The doctor waits."
+    assert ctc_labels(None, chat) is None
+    with pytest.raises(InputError, match="'phones'"):
+        ctc_labels("phones", chat)
