@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchtune.models.convert_weights import hf_to_tune
 from torchtune.models.llama3_1 import llama3_1
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.nano import __main__ as command_line
@@ -36,7 +36,7 @@ def test_folder_loads_in_transformers(folder):
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.rope_parameters["rope_type"] == "llama3"
-    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert len(tokenizer) == model.config.vocab_size
     assert set(model.generation_config.eos_token_id) == {
         tokenizer.convert_tokens_to_ids(name)
@@ -66,6 +66,7 @@ def test_folder_is_a_llama_3_1(folder):
         max_seq_len=256,
         intermediate_dim=config["intermediate_size"],
         norm_eps=config["rms_norm_eps"],
+        rope_base=config["rope_parameters"]["rope_theta"],
     )
     weights = hf_to_tune(
         hf.state_dict(), num_heads=heads, num_kv_heads=kv_heads, dim=config["hidden_size"]
@@ -113,8 +114,9 @@ def test_running_text_is_learnt_whole(folder):
 def test_size_of_the_demo():
     config = nano_llama_config(3000)
     assert config.num_key_value_heads < config.num_attention_heads
-    assert not config.tie_word_embeddings
-    assert nano_llama_config(3000, tie_word_embeddings=True).tie_word_embeddings
+    assert not nano_llama_config(3000, tie_word_embeddings=False).tie_word_embeddings
+    model = LlamaForCausalLM(config)
+    assert 1.5e6 < model.num_parameters() < 3e6
 
 
 def test_built_once(data, folder, tmp_path):

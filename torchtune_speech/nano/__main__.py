@@ -30,7 +30,7 @@ _WORLD_NUMBERS = {
 _LLM_NUMBERS = {
     "steps": "optimizer steps",
     "batch_size": "rows a step",
-    "learning_rate": "of AdamW at its peak",
+    "learning_rate": "of Muon at its peak",
     "seed": "seed of weights and order",
 }
 
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     llm = commands.add_parser("llm", help="tokenizer and small LLM")
     llm.add_argument("--data", required=True, metavar="FOLDER", help="folder that `world` made")
     llm.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
-    defaults = {"steps": 1200, "batch_size": 16, "learning_rate": 2e-3, "seed": 0}
+    defaults = {"steps": 500, "batch_size": 48, "learning_rate": 0.02, "seed": 0}
     _add_numbers(llm, _LLM_NUMBERS, defaults)
     llm.set_defaults(build=_build_llm)
     return parser

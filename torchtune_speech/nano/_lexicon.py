@@ -324,6 +324,18 @@ TIMES: tuple[Phrase, ...] = _table(
     """,
 )
 
+QUESTION_WORDS: tuple[Phrase, ...] = _table(
+    Phrase,
+    """
+    who      | wer       | chi      | 谁
+    where    | wo        | dove     | 在哪里
+    when     | wann      | quando   | 什么时候
+    what     | was       | che cosa | 什么
+    how many | wie viele | quanti   | 多少
+    how many | wie viele | quante   | 多少
+    """,
+)
+
 TABLES = (
     SUBJECTS,
     SUBJECT_ADJECTIVES,

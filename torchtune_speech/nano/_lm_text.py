@@ -15,8 +15,13 @@ from torchtune_speech.nano._grammar import (
     capitalize,
     draw_sentence,
 )
+from torchtune_speech.nano._lexicon import NUMBERS, PLACES, QUESTION_WORDS, TABLES, TIMES
 
-REPEAT_SHARE, PHRASE_SHARE, SPAN_SHARE = 0.6, 0.2, 0.13  # the rest is continuation
+REPEAT_SHARE, PHRASE_SHARE, SPAN_SHARE = (
+    0.35,
+    0.35,
+    0.2,
+)  # the rest is continuation# the rest is continuation
 
 _REPEAT = (
     "Repeat the text.",
@@ -38,6 +43,10 @@ _AFTER = {
     "it": ("Che cosa segue {}?", "Niente."),
     "zh": ("{}后面是什么？", "没有。"),
 }
+_ENGLISH_WORDS = sorted(
+    {word for table in TABLES for entry in table for word in entry.en.split()} | {"the"}
+)
+_ENGLISH_STARTS = ("the", *sorted({entry.en.split()[0] for entry in (*NUMBERS, *PLACES, *TIMES)}))
 _COMMA = {"en": ", ", "de": ", ", "it": ", ", "zh": "，"}
 
 
@@ -67,28 +76,31 @@ def lm_rows(
             yield _continue(rng, draw)
 
 
-def _phrases(rng: random.Random, count: int, verbs: bool = True) -> list[dict[str, str]]:
-    """Draws constituents that differ from each other, each in all languages."""
+def _phrases(rng: random.Random, count: int, words: bool = True) -> list[dict[str, str]]:
+    """Draws constituents that differ from each other, each in all languages.
+
+    With `words`, some of them are verbs, never at the start, or question words, always at the
+    start, so that they look as they do in sentences and questions.
+    """
     drawn: dict[str, dict[str, str]] = {}
     while len(drawn) < count:
         sentence = draw_sentence(rng)
-        said = {
-            "who": True,
-            "where": sentence.place,
-            "when": sentence.time,
-            "what": sentence.thing,
-            "how many": sentence.thing,
-            "verb": verbs,
-        }
-        kind = rng.choice([kind for kind, part in said.items() if part])
-        phrase = {
-            lang: getattr(sentence.verb, lang)
-            if kind == "verb"
-            else answer_phrase(sentence, kind, lang)
-            for lang in LANGUAGES
-        }
-        if kind == "verb" and not drawn:
-            continue  # text starts like a sentence or an answer, never with a verb
+        kinds = ["who"]
+        kinds += ["where"] if sentence.place else []
+        kinds += ["when"] if sentence.time else []
+        kinds += ["what", "how many"] if sentence.thing else []
+        if words:
+            kinds += ["verb", "verb"] if drawn else ["question"]
+        kind = rng.choice(kinds)
+        if kind == "question":
+            word = rng.choice(QUESTION_WORDS)
+            phrase = {lang: getattr(word, lang) for lang in LANGUAGES}
+        elif kind == "verb":
+            phrase = {lang: getattr(sentence.verb, lang) for lang in LANGUAGES}
+            # Questions take the infinitive: "Where does the doctor wait?"
+            phrase["en"] = rng.choice((sentence.verb.en, sentence.verb.base))
+        else:
+            phrase = {lang: answer_phrase(sentence, kind, lang) for lang in LANGUAGES}
         drawn.setdefault(phrase["en"], phrase)
     return list(drawn.values())
 
@@ -98,20 +110,18 @@ def _punctuate(text: str, lang: str) -> str:
 
 
 def _ask(rng: random.Random, text: str, instruction: str) -> str:
-    if rng.random() < 0.3:
-        return f"{instruction}\n{text}"
     if rng.random() < 0.3:  # speech has no full stop before its line break either
         text = text.rstrip(".。")
     return f"{text}\n{instruction}"
 
 
 def _repeat(rng: random.Random, draw: Callable[[], Sentence]) -> dict[str, str]:
-    """English sentences.
-
-    Their words have places of their own, so that copying is learnt by looking up what stands in the
-    place; words in any order would take a small model ten times longer.
-    """
-    text = draw().text("en")
+    """English sentences, and words in any order, which only copying can give back."""
+    if rng.random() < 0.6:
+        text = draw().text("en")
+    else:
+        words = [rng.choice(_ENGLISH_STARTS), *rng.choices(_ENGLISH_WORDS, k=rng.randint(2, 8))]
+        text = _punctuate(" ".join(words), "en")
     return {"kind": "repeat", "prompt": _ask(rng, text, rng.choice(_REPEAT)), "target": text}
 
 
@@ -129,7 +139,7 @@ def _translate_phrases(rng: random.Random) -> dict[str, str]:
 def _find_span(rng: random.Random) -> dict[str, str]:
     """An English list, and what follows one of its items, asked in any language."""
     lang = rng.choice(LANGUAGES)
-    *listed, other = _phrases(rng, rng.randint(3, 5), verbs=False)
+    *listed, other = _phrases(rng, rng.randint(3, 5), words=False)
     text = _punctuate(_COMMA["en"].join(phrase["en"] for phrase in listed), "en")
     question, nothing = _AFTER[lang]
     at = rng.randrange(len(listed) - 1)
