@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torchtune_speech.modules import ctc_greedy, ctc_loss_sum
+from torchtune_speech.modules import ctc_greedy, ctc_loss_sum, ctc_possible
 
 
 @pytest.mark.parametrize("blank", [0, 4])
@@ -35,17 +35,19 @@ def test_loss_and_gradient_equal_torch_utterance_by_utterance(blank):
     assert count == 3
 
 
-def test_impossible_targets_are_skipped_and_counted():
+def test_impossible_and_unknown_targets_are_skipped_and_counted():
     torch.manual_seed(0)
     logits = torch.randn(10, 4, requires_grad=True)
     lengths = torch.tensor([3, 3, 4, 0])
-    # 3 vectors hold 1 2 1, but not 1 1 2 (a blank must come between); 0 vectors hold no symbol.
+    # 3 vectors hold 1 2 1, but not 1 1 2 (a blank must come between); 0 vectors hold no symbol;
+    # an empty target is an unknown transcript, not silence.
     targets, target_lengths = torch.tensor([1, 2, 1, 1, 1, 2, 3]), torch.tensor([3, 3, 0, 1])
+    assert ctc_possible(lengths, targets, target_lengths).tolist() == [True, False, False, False]
     loss, count = ctc_loss_sum(logits, lengths, targets, target_lengths)
-    assert count == 2 and loss.isfinite()
+    assert count == 1 and loss.isfinite()
     loss.backward()
     assert logits.grad.isfinite().all()
-    assert logits.grad[:3].any() and not logits.grad[3:6].any() and logits.grad[6:].any()
+    assert logits.grad[:3].any() and not logits.grad[3:].any()
 
 
 def test_repeat_across_targets_needs_no_blank():

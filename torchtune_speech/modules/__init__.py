@@ -6,7 +6,7 @@ from torchtune_speech.modules._attention import (
     packed_attention,
     rotary_angles,
 )
-from torchtune_speech.modules._ctc import ctc_greedy, ctc_loss_sum
+from torchtune_speech.modules._ctc import ctc_greedy, ctc_loss_sum, ctc_possible
 from torchtune_speech.modules._layers import (
     Activation,
     ConformerConvolution,
@@ -36,6 +36,7 @@ __all__ = [
     "apply_rotary",
     "ctc_greedy",
     "ctc_loss_sum",
+    "ctc_possible",
     "feed_forward",
     "length_groups",
     "packed_attention",

@@ -14,22 +14,22 @@ def ctc_loss_sum(
     target_lengths: Tensor,
     blank: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """CTC loss, summed over the utterances that can hold their target.
+    """CTC loss, summed over the utterances that :func:`ctc_possible` finds fit for it.
 
-    An utterance needs a vector for every symbol and one more between equal neighbours. Those that
-    are too short add nothing to loss and gradient, instead of an infinite loss. The sum and the
-    count let the caller divide by the count over all accumulation steps and processes.
+    The others (no transcript, or too short for it) add nothing to loss and gradient, instead of
+    teaching blanks or an infinite loss. The sum lets the caller divide by a count over all
+    accumulation steps and processes.
 
     Args:
         logits_nv: unnormalised scores, packed, ``[n, v]``; computed in fp32.
         lengths_u: vectors of each utterance, ``[u]``, adding up to ``n``.
         targets_flat: symbols of all targets, concatenated; none may be the blank.
-        target_lengths: symbols of each target, ``[u]``.
+        target_lengths: symbols of each target, ``[u]``; 0 where the transcript is not known.
         blank: id of the blank.
 
     Returns:
         Loss in nats summed over utterances (fp32, no dimension), and the number of utterances in
-        it; ``len(lengths_u)`` less that number is how many were skipped.
+        it.
 
     Source: Graves et al., https://www.cs.toronto.edu/~graves/icml_2006.pdf
     """
@@ -48,8 +48,29 @@ def ctc_loss_sum(
         reduction="none",
         zero_infinity=True,
     )
-    possible_u = lengths_u >= _vectors_needed(targets_flat, target_lengths)
+    possible_u = ctc_possible(lengths_u, targets_flat, target_lengths)
     return torch.where(possible_u, losses_u, 0.0).sum(), possible_u.sum()
+
+
+def ctc_possible(lengths_u: Tensor, targets_flat: Tensor, target_lengths: Tensor) -> Tensor:
+    """Which utterances have a target and can hold it.
+
+    An utterance needs a vector for every symbol and one more between equal neighbours.
+
+    Args:
+        lengths_u: vectors of each utterance, ``[u]``.
+        targets_flat: symbols of all targets, concatenated, on the same device.
+        target_lengths: symbols of each target, ``[u]``, on the same device.
+
+    Returns:
+        A mask, ``[u]``.
+
+    Example:
+        >>> ctc_possible(torch.tensor([3, 3, 9]), torch.tensor([1, 2, 1, 1, 1, 2]),
+        ...              torch.tensor([3, 3, 0]))
+        tensor([ True, False, False])
+    """
+    return (target_lengths > 0) & (lengths_u >= _vectors_needed(targets_flat, target_lengths))
 
 
 def _vectors_needed(targets_flat: Tensor, target_lengths: Tensor) -> Tensor:
