@@ -1,4 +1,6 @@
 import json
+import os
+import sys
 
 import pytest
 
@@ -36,6 +38,34 @@ def test_atomic_write_makes_whole_folders(tmp_path):
         temporary.mkdir()
         (temporary / "a").write_text("1")
     assert [p.name for p in tmp_path.rglob("*")] == ["step_1", "a"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of open files are in /proc")
+def test_everything_is_on_disk_before_and_after_the_rename(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(file):
+        events.append(os.path.realpath(f"/proc/self/fd/{file}"))
+        fsync(file)
+
+    def note_replace(old, new):
+        events.append("rename")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    with atomic_write(tmp_path / "step_1") as temporary:
+        (temporary / "state").mkdir(parents=True)
+        (temporary / "state" / "a").write_text("1")
+        (temporary / "b").write_text("2")
+    before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
+    written = (temporary, temporary / "state", temporary / "state" / "a", temporary / "b")
+    assert set(before) == set(map(str, written))
+    assert after == [str(tmp_path)]
+    events.clear()
+    write_json(tmp_path / "a.json", 1)
+    assert events[1:] == ["rename", str(tmp_path)]
 
 
 def test_json_lines_round_trip_text_of_any_kind(tmp_path):

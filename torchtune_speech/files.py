@@ -18,7 +18,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The block writes a file or makes a folder there. When it raises, what it wrote is removed and
     `path` stays as it was. Missing parent folders are made. A folder replaces nothing but an
-    absent or empty one.
+    absent or empty one. What was written is on disk before the block is left: a power cut takes
+    nothing of it away.
 
     Args:
         path: Where the file or folder is to be.
@@ -35,16 +36,27 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")
     try:
         yield temporary
-        if temporary.is_file():
-            # Otherwise a power cut may leave the new name with none of the new content.
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+        # Otherwise a power cut may leave the new name with none of the new content.
+        for written in [*temporary.rglob("*"), temporary]:
+            _sync(written)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the list of names in a folder, is on disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # where folders cannot be opened
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
