@@ -19,8 +19,9 @@ class Batch(TypedDict):
     """One forward pass.
 
     ``tokens``, ``labels``, ``input_pos`` and ``document_ids`` are ``[b, s]``; ``labels`` holds the
-    next token where it is supervised and -100 elsewhere; ``input_pos`` restarts in each sample;
-    ``document_ids`` counts the samples of a row from 1, 0 is padding. ``frames`` ``[t, d]`` holds
+    next token where it is supervised and -100 elsewhere; ``select`` ``[m]`` holds the flat
+    positions of the supervised ones; ``input_pos`` restarts in each sample; ``document_ids``
+    counts the samples of a row from 1, 0 is padding. ``frames`` ``[t, d]`` holds
     all utterances one after the other, ``frame_lengths`` ``[u]`` their lengths, ``speech_index``
     ``[n]`` the flat positions of the placeholders in the same order; the three are None in a step
     without speech. ``ctc_targets`` and ``ctc_target_lengths`` ``[u]`` are the labels of the
@@ -29,6 +30,7 @@ class Batch(TypedDict):
 
     tokens: Tensor
     labels: Tensor
+    select: Tensor
     input_pos: Tensor
     document_ids: Tensor
     frames: Tensor | None
@@ -45,6 +47,7 @@ def collate_rows(
     pad_id: int,
     placeholder_id: int,
     seq_len: int | None = None,
+    num_rows: int | None = None,
     frame_dim: int | None = None,
 ) -> Batch:
     """Lay samples out in rows.
@@ -54,6 +57,8 @@ def collate_rows(
         pad_id: token id of padding, at the end of a row only.
         placeholder_id: token id that stands for a speech vector.
         seq_len: length of a row; the longest row of the batch when None.
+        num_rows: rows of the batch, the last of them empty if need be; as many as there are
+            when None.
         frame_dim: width of a frame. When given, the batch has speech tensors even if it
             happens to hold no utterance.
 
@@ -62,7 +67,7 @@ def collate_rows(
     """
     if seq_len is None:
         seq_len = max((sum(len(item["tokens"]) for item in row) for row in rows), default=0) or 1
-    shape = (max(len(rows), 1), seq_len)
+    shape = (max(len(rows), num_rows or 1), seq_len)
     tokens, labels = torch.full(shape, pad_id), torch.full(shape, IGNORE_INDEX)
     input_pos, document_ids = (
         torch.zeros(shape, dtype=torch.long),
@@ -81,6 +86,8 @@ def collate_rows(
     batch = Batch(
         tokens=tokens,
         labels=labels,
+        # Here, where it is on the CPU: on a GPU it would have to be waited for.
+        select=(labels.flatten() != IGNORE_INDEX).nonzero().flatten(),
         input_pos=input_pos,
         document_ids=document_ids,
         frames=None,
@@ -114,16 +121,19 @@ def _speech_tensors(
 class StepBatches(Dataset):
     """The batches that one process runs in a step: ``batches[step]``.
 
-    Process ``rank`` takes every ``world_size``-th row of the step, and splits its rows into
-    ``accumulation`` batches. A process left without rows gets an empty one, so that all take part
-    in the same collectives.
+    Process ``rank`` takes every ``world_size``-th row of the step, and splits its rows into at most
+    ``accumulation`` batches, as many as every other process. A process left without rows gets an
+    empty one, so that all take part in the same collectives.
 
     Args:
         dataset: where the samples come from.
         rank: this process.
         world_size: number of processes.
-        accumulation: batches a step.
-        seq_len: fixed length of a row, for compiled models; the longest row's when None.
+        accumulation: batches of a full step.
+        seq_len: fixed length of a row; the longest row's when None.
+        rows_per_step: rows of a full step. When given, all batches have the number of rows of a
+            batch in a full step, smaller steps and text twins too. Together with ``seq_len`` all
+            batches have one shape, so that nothing is compiled twice.
         augment: arguments of :func:`spec_augment`; None for no augmentation.
         seed: of the augmentation. A sample's masks depend on the seed, the step and the audio, not
             on where it is computed.
@@ -137,11 +147,13 @@ class StepBatches(Dataset):
         world_size: int = 1,
         accumulation: int = 1,
         seq_len: int | None = None,
+        rows_per_step: int | None = None,
         augment: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         self.dataset, self.rank, self.world_size = dataset, rank, world_size
         self.accumulation, self.seq_len = accumulation, seq_len
+        self.rows_per_step = rows_per_step
         self.augment, self.seed = dict(augment or {}), seed
         if self.augment and dataset.store is not None:
             self._try_augment(dataset.store.dim)
@@ -149,21 +161,22 @@ class StepBatches(Dataset):
     def __getitem__(self, step: Step) -> list[Batch]:
         """Batches of this process for a step."""
         mine = step.rows[self.rank :: self.world_size]
-        per_batch = -(-len(step.rows) // (self.world_size * self.accumulation))
+        full_step = self.rows_per_step or len(step.rows)
+        per_batch = max(1, -(-full_step // (self.world_size * self.accumulation)))
+        most = -(-len(step.rows) // self.world_size)  # rows of process 0, which has the most
         has_speech = not step.is_twin and any(
             self.dataset.samples[i].is_speech for i in step.samples
         )
         batches = []
-        for start in range(0, per_batch * self.accumulation, per_batch):
+        for start in range(0, most, per_batch):
             rows = [[self._item(i, step) for i in row] for row in mine[start : start + per_batch]]
-            if not rows and self.world_size == 1:
-                continue
             batches.append(
                 collate_rows(
                     rows,
                     pad_id=self.dataset.chat.pad_id,
                     placeholder_id=self.dataset.chat.placeholder_id,
                     seq_len=self.seq_len,
+                    num_rows=per_batch if self.rows_per_step else None,
                     frame_dim=self.dataset.store.dim if has_speech else None,
                 )
             )
