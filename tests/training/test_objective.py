@@ -14,7 +14,13 @@ from torchtune_speech.models import (
     lora_speech_llama3_1_from_hf,
     transformer_projector,
 )
-from torchtune_speech.training import Process, forward_backward, initial_lora, trainable_groups
+from torchtune_speech.training import (
+    Process,
+    batch_loss,
+    forward_backward,
+    initial_lora,
+    trainable_groups,
+)
 
 ONE = Process(torch.device("cpu"), 0, 1)
 
@@ -70,6 +76,9 @@ def test_packed_padded_and_one_by_one_agree(world, ctc_weight):
         "packed": StepBatches(dataset)[packed],
         "packed, in four batches": StepBatches(dataset, accumulation=4)[packed],
         "packed, fixed length": StepBatches(dataset, seq_len=160)[packed],
+        "packed, fixed shape": StepBatches(
+            dataset, accumulation=2, seq_len=160, rows_per_step=len(packed.rows) + 5
+        )[packed],
         "padded": StepBatches(dataset)[padded],
         "one by one": StepBatches(dataset, accumulation=len(dataset))[padded],
     }
@@ -146,6 +155,67 @@ def test_ranks_share_the_rows_of_a_step(world):
         assert len({len(batches) for batches in parts}) == 1
         ids = [i for batches in parts for b in batches for i in b["ids"]]
         assert sorted(ids) == sorted(whole)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_no_more_batches_than_the_rows_fill(world, world_size):
+    _, dataset = world
+    step = dataclasses.replace(first_step(dataset), rows=((0,), (1,), (2,), (3,), (4,)))
+    for accumulation in (1, 2, 3, 4, 8):
+        parts = [
+            StepBatches(dataset, rank=r, world_size=world_size, accumulation=accumulation)[step]
+            for r in range(world_size)
+        ]
+        assert len({len(batches) for batches in parts}) == 1
+        assert len(parts[0]) <= accumulation
+        assert all(batch["ids"] for batch in parts[0])  # process 0 always has the most rows
+
+
+def test_fixed_shape_holds_for_small_and_twin_steps(world):
+    _, dataset = world
+    full = dataclasses.replace(first_step(dataset), rows=tuple((i,) for i in range(8)))
+    twins = [i for i, s in enumerate(dataset.samples) if s.task == "st"]
+    small = dataclasses.replace(full, rows=((0,), (1,), (2,)))
+    twin = dataclasses.replace(full, rows=(tuple(twins[:3]), (twins[3],)), is_twin=True)
+    for world_size, accumulation, number in (
+        (1, 2, (2, 1, 1)),
+        (2, 2, (2, 1, 1)),
+        (2, 1, (1,) * 3),
+    ):
+        options = {"world_size": world_size, "accumulation": accumulation}
+        shape = (8 // (world_size * accumulation), 160)
+        for rank in range(world_size):
+            batches = StepBatches(dataset, rank=rank, seq_len=160, rows_per_step=8, **options)
+            for step, expected in zip((full, small, twin), number, strict=True):
+                assert [b["tokens"].shape for b in batches[step]] == [shape] * expected
+
+
+def test_ctc_is_the_mean_over_the_labels_of_possible_utterances(world):
+    model, dataset = world
+    batches = StepBatches(dataset, accumulation=3)[first_step(dataset)]
+    speech = next(b for b in batches if b["frames"] is not None)
+    # One transcript short enough for its audio, one that is not known; the others as they come.
+    targets = list(speech["ctc_targets"].split(speech["ctc_target_lengths"].tolist()))
+    targets[0], targets[1] = torch.tensor([3, 3, 4]), targets[1][:0]
+    speech["ctc_targets"] = torch.cat(targets)
+    speech["ctc_target_lengths"] = torch.tensor([len(t) for t in targets])
+    labels = skipped = 0
+    for batch in (b for b in batches if b["frames"] is not None):
+        all_targets = batch["ctc_targets"].split(batch["ctc_target_lengths"].tolist())
+        for length, target in zip(batch["frame_lengths"].tolist(), all_targets, strict=True):
+            fits = length >= len(target) + int((target[1:] == target[:-1]).sum())
+            labels += len(target) if fits else 0
+            skipped += not fits
+    assert skipped and labels
+    losses, gradient = loss_and_gradient(model, batches, only_ctc=True)
+    total = sum(
+        batch_loss(model, b, only_ctc=True)[1].item() for b in batches if b["frames"] is not None
+    )
+    assert losses.ctc == pytest.approx(total / labels, rel=1e-5)
+    assert losses.ctc_skipped == skipped
+    assert gradient.isfinite().all()
+    plain, _ = loss_and_gradient(model, batches)
+    assert plain.ctc_skipped == 0  # without CTC nothing is skipped
 
 
 def test_a_rank_without_speech_gets_empty_speech_tensors(world):

@@ -2,15 +2,15 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchtune_speech.data import IGNORE_INDEX, Batch
+from torchtune_speech.data import Batch
 from torchtune_speech.models import SpeechLLM, block_causal_mask
-from torchtune_speech.modules import ctc_loss_sum
+from torchtune_speech.modules import ctc_loss_sum, ctc_possible
 from torchtune_speech.training._process import Process
 
 
@@ -20,7 +20,8 @@ class StepLoss:
 
     Args:
         loss: mean cross-entropy of the supervised tokens, in nats.
-        ctc: mean CTC loss per label, in nats; None without CTC.
+        ctc: mean CTC loss per label of the utterances in it, in nats; None without CTC.
+        ctc_skipped: utterances that are too short for their CTC target.
         supervised_tokens: number of supervised tokens.
         tokens: number of tokens without padding, placeholders included.
         slots: number of positions computed, padding included.
@@ -28,6 +29,7 @@ class StepLoss:
 
     loss: float
     ctc: float | None
+    ctc_skipped: int
     supervised_tokens: int
     tokens: int
     slots: int
@@ -60,25 +62,29 @@ def forward_backward(
     Returns:
         The losses and counts of the step.
     """
-    supervised, labels, tokens, slots = (int(n) for n in process.sum(*_counts(batches)))
-    use_ctc = (ctc_weight > 0 or only_ctc) and labels > 0
-    ce_total = ctc_total = 0.0
+    wants_ctc = ctc_weight > 0 or only_ctc
+    counts = _counts(batches, model.projector.ctc_length if wants_ctc else None)
+    supervised, labels, skipped, tokens, slots = (int(n) for n in process.sum(*counts))
+    use_ctc = wants_ctc and labels > 0
+    # Read at the end of the step only: reading a number waits for the device.
+    totals = torch.zeros(2, dtype=torch.float64, device=process.device)
     for batch in batches:
         batch = to_device(batch, process.device)
         with autocast(process.device, dtype):
             ce_sum, ctc_sum = batch_loss(model, batch, with_ctc=use_ctc, only_ctc=only_ctc)
         loss = ce_sum / max(supervised, 1)
+        totals[0] += ce_sum.detach()
         if ctc_sum is not None:
             loss = loss + (1.0 if only_ctc else ctc_weight) * ctc_sum / max(labels, 1)
-            ctc_total += ctc_sum.detach().item()
+            totals[1] += ctc_sum.detach()
         # FSDP averages gradients over processes; the sums above want adding up.
         (loss * process.world_size).backward()
-        ce_total += ce_sum.detach().item()
-    ce_total, ctc_total = process.sum(ce_total, ctc_total)
+    ce_total, ctc_total = process.sum(*totals.tolist())
     ctc = ctc_total / max(labels, 1)
     return StepLoss(
         loss=ctc if only_ctc else ce_total / max(supervised, 1),
         ctc=ctc if use_ctc else None,
+        ctc_skipped=skipped,
         supervised_tokens=supervised,
         tokens=tokens,
         slots=slots,
@@ -97,16 +103,15 @@ def batch_loss(
         only_ctc: the CTC loss alone, without running the LLM.
 
     Returns:
-        Cross-entropy summed over the supervised tokens, and CTC loss summed over the labels (None
-        when not asked for, or when the batch has no speech).
+        Cross-entropy summed over the supervised tokens, and CTC loss summed over the utterances
+        that can hold their labels (None when not asked for, or when the batch has no speech).
     """
     speech = {k: batch[k] for k in ("frames", "frame_lengths", "speech_index")}
     with_ctc = with_ctc and batch["frames"] is not None
     if only_ctc:
         ctc_logits = model(batch["tokens"], **speech, only_ctc=True)
         return ctc_logits.new_zeros(()), _ctc_sum(model, batch, ctc_logits)
-    targets = batch["labels"].flatten()
-    select = (targets != IGNORE_INDEX).nonzero().flatten()
+    select = batch["select"]
     output = model(
         batch["tokens"],
         **speech,
@@ -116,7 +121,7 @@ def batch_loss(
         return_ctc=with_ctc,
     )
     logits, ctc_logits = output if with_ctc else (output, None)
-    ce_sum = F.cross_entropy(logits.float(), targets[select], reduction="sum")
+    ce_sum = F.cross_entropy(logits.float(), batch["labels"].flatten()[select], reduction="sum")
     return ce_sum, _ctc_sum(model, batch, ctc_logits) if with_ctc else None
 
 
@@ -164,10 +169,18 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype=dtype)
 
 
-def _counts(batches: Sequence[Batch]) -> list[float]:
-    supervised = sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches)
-    labels = sum(
-        int(b["ctc_target_lengths"].sum()) for b in batches if b["ctc_target_lengths"] is not None
-    )
+def _counts(
+    batches: Sequence[Batch], ctc_length: Callable[[Tensor], Tensor] | None
+) -> tuple[int, ...]:
+    """Supervised tokens, CTC labels, utterances too short for theirs, tokens, positions."""
+    supervised = sum(b["select"].numel() for b in batches)
     tokens = sum(int((b["document_ids"] > 0).sum()) for b in batches)
-    return [supervised, labels, tokens, sum(b["tokens"].numel() for b in batches)]
+    labels = skipped = 0
+    for batch in batches:
+        if ctc_length is None or batch["frames"] is None:
+            continue
+        lengths = batch["ctc_target_lengths"]
+        possible = ctc_possible(ctc_length(batch["frame_lengths"]), batch["ctc_targets"], lengths)
+        labels += int(lengths[possible].sum())
+        skipped += int(((lengths > 0) & ~possible).sum())
+    return supervised, labels, skipped, tokens, sum(b["tokens"].numel() for b in batches)
