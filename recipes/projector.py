@@ -125,8 +125,12 @@ class ProjectorRecipe:
         if checkpoint is not None:
             self.plan.load_state_dict(training.load_state(checkpoint, self.optimizer, self.groups))
 
-    def train(self) -> None:
-        """Take the steps of the plan; evaluate and save on the way."""
+    def train(self) -> bool:
+        """Take the steps of the plan; evaluate and save on the way.
+
+        Returns:
+            Whether SIGTERM ended the run early.
+        """
         cfg, process = self.cfg, self.process
         batches = StepBatches(
             self.dataset,
@@ -164,10 +168,14 @@ class ProjectorRecipe:
                     ctc_weight=cfg.ctc_weight,
                     only_ctc=step.number < cfg.ctc_only_steps,
                 )
-                grad_norm = training.clip_gradients(self.groups, cfg.clip_grad_norm)
-                training.check_finite(losses, grad_norm, step, self.dataset)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
+                grad_norm = training.update(
+                    self.optimizer,
+                    self.groups,
+                    losses,
+                    step,
+                    self.dataset,
+                    clip_grad_norm=cfg.clip_grad_norm,
+                )
                 done, now = step.number + 1, time.perf_counter()
                 log.step(
                     done,
@@ -175,16 +183,17 @@ class ProjectorRecipe:
                         losses, step, grad_norm=grad_norm, seconds=now - began, rates=rates
                     ),
                 )
-                stopped = process.any(stop.requested)
-                last = done == self.max_steps or stopped
-                if training.is_due(done, cfg.eval_every_n_steps, last and not stopped):
+                if process.any(stop.requested):  # whoever sent it kills after some seconds
+                    self.save(step.state)
+                    log.say(f"stopped by a signal after step {done}; set resume=true to go on")
+                    return True
+                last = done == self.max_steps
+                if training.is_due(done, cfg.eval_every_n_steps, last):
                     self.evaluate(done, log)
                 if training.is_due(done, cfg.save_every_n_steps, last):
                     self.save(step.state)
-                if stopped:
-                    log.say(f"stopped by a signal after step {done}; set resume=true to go on")
-                    return
                 began = time.perf_counter()
+        return False
 
     def evaluate(self, done: int, log: training.TrainingLog) -> None:
         """Decode some of the dev set and log its scores.
@@ -240,8 +249,7 @@ def recipe_main(cfg: DictConfig) -> None:
         return
     recipe = ProjectorRecipe(cfg)
     recipe.setup()
-    recipe.train()
-    training.end_process()
+    training.end_process(stopped=recipe.train())
 
 
 if __name__ == "__main__":

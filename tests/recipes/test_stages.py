@@ -1,10 +1,13 @@
 """The three stages, generation and scoring through `tune run`, in one process and in two."""
 
 import json
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from tiny_world import make_data, make_llm, write_config
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,47 @@ def test_resume_continues_the_steps(stages, tune_run):
     assert losses(out) == losses(stages / "C")
     one, two = (load_file(d / "step_6" / "projector.safetensors") for d in (stages / "C", out))
     assert all((one[k] == two[k]).all() for k in one)
+
+
+KILL_GROUP = '''
+import os
+import signal
+
+
+class KillGroup:
+    """A metric logger that sends SIGTERM to its process and that one's children, as Slurm does."""
+
+    def __init__(self):
+        os.setpgrp()
+
+    def log_dict(self, payload, step):
+        if step == 2:
+            os.killpg(0, signal.SIGTERM)
+
+    def close(self):
+        pass
+'''
+
+
+def test_sigterm_to_the_process_group_ends_in_a_checkpoint(stages, tune_run):
+    (stages / "kill_group.py").write_text(KILL_GROUP)
+    out = stages / "A-stopped"
+    words = [f"output_dir={out}", "num_workers=1", "max_steps=30", "eval_every_n_steps=2"]
+    done = tune_run(
+        "projector",
+        "--config",
+        stages / "projector.yaml",
+        "metric_logger._component_=kill_group.KillGroup",
+        *words,
+        cwd=stages,
+        path=(ROOT, ROOT / "recipes", stages),
+    )
+    assert done.returncode == 143, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    step = len(losses(out))
+    assert step >= 2
+    assert [p.name for p in out.glob("step_*")] == [f"step_{step}"]
+    assert not (out / "evaluations.jsonl").exists()  # no time for that
 
 
 def test_a_projector_of_another_size_is_refused(stages, tune_run):

@@ -58,6 +58,7 @@ from torchtune_speech.training._run import (
     llm_fingerprint,
     resume_point,
     step_metrics,
+    update,
     warn_if_incoherent,
 )
 
@@ -112,5 +113,6 @@ __all__ = [
     "step_metrics",
     "to_device",
     "trainable_groups",
+    "update",
     "warn_if_incoherent",
 ]

@@ -1,6 +1,7 @@
 """From a data set to the batches of each step."""
 
 import itertools
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -87,6 +88,14 @@ def _as_is(item: Any) -> Any:
     return item
 
 
+def _ignore_sigterm(worker: int) -> None:
+    """Slurm and torchrun send SIGTERM to the whole process group, and the step is to be finished.
+
+    A worker ends when its parent does, since torch lets it watch for that.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def step_loader(
     plan: Plan, batches: StepBatches, *, steps: int, num_workers: int = 0
 ) -> DataLoader:
@@ -111,4 +120,5 @@ def step_loader(
         num_workers=num_workers,
         collate_fn=_as_is,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_ignore_sigterm,
     )

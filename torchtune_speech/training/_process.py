@@ -106,10 +106,19 @@ def compute_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
         raise InputError(f"dtype: {name} does not work on this device; use fp32") from error
 
 
-def end_process() -> None:
-    """Leave the process group, if there is one."""
+def end_process(stopped: bool = False) -> None:
+    """Leave the process group, if there is one.
+
+    Args:
+        stopped: whether SIGTERM ended the run early, which whoever started it is to know.
+
+    Raises:
+        SystemExit: with code 143, a shell's code for SIGTERM, if ``stopped``.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+    if stopped:
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torchtune.utils import get_logger
@@ -101,6 +102,38 @@ def check_finite(losses: StepLoss, grad_norm: float, step: Step, dataset: Speech
         f"(samples {some}, ...); look at these samples, or lower the learning rate, "
         "and set resume=true"
     )
+
+
+def update(
+    optimizer: torch.optim.Optimizer,
+    groups: Mapping[str, Mapping[str, nn.Parameter]],
+    losses: StepLoss,
+    step: Step,
+    dataset: SpeechDataset,
+    *,
+    clip_grad_norm: float | None,
+) -> float:
+    """Clip the gradients, check them, and take the optimizer's step.
+
+    Args:
+        optimizer: of the parameters.
+        groups: trained parameters; their gradients are gone afterwards.
+        losses: of the step.
+        step: the step.
+        dataset: where its samples come from.
+        clip_grad_norm: largest norm of all gradients together; None for no clipping.
+
+    Returns:
+        The gradient norm before clipping.
+
+    Raises:
+        TrainingError: if loss or gradient norm is not finite; the weights are left as they were.
+    """
+    grad_norm = clip_gradients(groups, clip_grad_norm)
+    check_finite(losses, grad_norm, step, dataset)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return grad_norm
 
 
 def step_metrics(
