@@ -1,26 +1,29 @@
 """Answers of a SpeechLLM: for the rows of a manifest, or for one audio file.
 
-With `dataset` set, predictions are written as JSON lines in manifest order. With `audio=file.wav
+With `dataset` set, predictions are written as JSON lines in manifest order; a run that was killed
+goes on from `NAME.partial.jsonl` beside them when it is started again. With `audio=file.wav
 instruction="Transcribe the English content."` the answer to that one file is printed: the audio
 goes through the encoder named in the config, so no feature store is needed.
 """
 
+import contextlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torchtune import utils
 from torchtune.models.llama3 import Llama3Tokenizer
 from torchtune.utils import get_logger
 from tqdm import tqdm
 
 from torchtune_speech import config, training
-from torchtune_speech.data import Llama3ChatFormat, PromptTemplates
+from torchtune_speech.data import Llama3ChatFormat, PromptTemplates, data_fingerprint
 from torchtune_speech.encoders import load_audio
 from torchtune_speech.errors import InputError
-from torchtune_speech.files import write_jsonl
-from torchtune_speech.generation import answer_audio, predict
+from torchtune_speech.generation import PartialPredictions, answer_audio, predict
 
 KEYS = {
     "output": "predictions to write, JSON lines",
@@ -80,6 +83,10 @@ class SpeechGenerateRecipe:
                 "checkpoint: null, so the projector would be untrained; give a run of projector "
                 "or multimodal_fuse"
             )
+        self.fingerprint = found | {
+            "projector": _files(projector_from),
+            "adapter": _files(adapter_from),
+        }
         if projector_from:
             training.check_checkpoint_fits(projector_from, found, store=True)
         if adapter_from:
@@ -158,22 +165,52 @@ class SpeechGenerateRecipe:
         total = len(self.dataset)
         count = total if cfg.limit is None else min(cfg.limit, total)
         chosen = torch.linspace(0, total - 1, count).long().tolist()
-        rows: dict[int, dict[str, Any]] = {}
-        bar = tqdm(total=count, desc="generate", unit="sample", disable=not process.is_main)
-        with bar:
+        partial = PartialPredictions(cfg.output, self._fingerprint())
+        process.barrier()  # all have read what is there before the first writes
+        done = len(partial.rows)
+        if done:
+            utils.log_rank_zero(_log, f"{partial.path}: goes on after {done} predictions")
+        bar = tqdm(
+            total=count,
+            initial=done,
+            desc="generate",
+            unit="sample",
+            disable=not process.is_main,
+        )
+        with bar, partial if process.is_main else contextlib.nullcontext():
             for batch in predict(
                 self.model,
                 self.dataset,
-                chosen,
+                [i for i in chosen if i not in partial.rows],
                 max_new_tokens=cfg.max_new_tokens,
                 batch_size=cfg.batch_size,
                 cache_dtype=self.dtype,
             ):
-                rows.update(batch)
+                if process.is_main:
+                    partial.add(batch)
                 bar.update(len(batch))
         if process.is_main:
-            write_jsonl(cfg.output, [rows[i] for i in chosen])
+            partial.finish(chosen)
             _log.info("%d predictions written to %s", count, cfg.output)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What decides the predictions: settings, data, LLM, trained files."""
+        settings = OmegaConf.to_container(self.cfg, resolve=True)
+        settings.pop("output", None)
+        return self.fingerprint | {
+            "settings": settings,
+            "data": data_fingerprint(self.dataset.samples),
+        }
+
+
+def _files(checkpoint: str | None) -> list[list[str | int]] | None:
+    """The trained files of a checkpoint, of a run's newest one, or of a PEFT folder."""
+    if not checkpoint:
+        return None
+    steps = training.list_checkpoints(checkpoint)
+    folder = steps[-1] if steps else Path(checkpoint)
+    found = sorted(folder.glob("*.safetensors"))
+    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in found]
 
 
 @config.parse

@@ -1,11 +1,17 @@
 """Batched decoding: batch size does not change the text, caches equal recomputation."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from tiny_world import DIM, FRAME_DIM, make_data, make_llm, make_tokenizer
 
 from torchtune_speech.datasets import speech_dataset
-from torchtune_speech.generation import Prompt, generate, predict
+from torchtune_speech.files import read_jsonl
+from torchtune_speech.generation import PartialPredictions, Prompt, generate, predict
 from torchtune_speech.models import load_hf_weights, speech_llama3_1_from_hf, transformer_projector
 
 
@@ -120,3 +126,82 @@ def test_the_model_is_left_as_it_was(world):
     with torch.no_grad():  # causal again: the last token does not reach back
         assert torch.equal(model(tokens)[:, :3], model(changed)[:, :3])
     model.eval()
+
+
+TWO_PROCESSES = """
+import json, sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tiny_world import make_tokenizer
+from torch.distributed.fsdp import fully_shard
+
+from torchtune_speech.data import Llama3ChatFormat
+from torchtune_speech.generation import Prompt, generate
+from torchtune_speech.models import load_hf_weights, speech_llama3_1_from_hf
+
+llm, out = sys.argv[1:]
+dist.init_process_group("gloo")
+model = speech_llama3_1_from_hf(llm, None)
+model.load_state_dict(load_hf_weights(llm), strict=False)
+for layer in model.decoder.layers:
+    fully_shard(layer)
+fully_shard(model)
+if dist.get_rank():  # as if its hardware rounded in its own way
+    model.register_forward_hook(lambda module, args, logits: -logits)
+chat = Llama3ChatFormat(make_tokenizer(Path(llm)))
+answers = generate(
+    model,
+    [Prompt([5, 6, 7]), Prompt([8, 9])],
+    max_new_tokens=5,
+    stop_ids=chat.stop_ids,
+    pad_id=chat.pad_id,
+    placeholder_id=chat.placeholder_id,
+)
+Path(out, f"{dist.get_rank()}.json").write_text(json.dumps([a.tokens for a in answers]))
+dist.destroy_process_group()
+"""
+
+
+def test_processes_with_sharded_weights_take_the_same_tokens(tmp_path):
+    make_llm(tmp_path / "llm")
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        + [tmp_path / "script.py", tmp_path / "llm", tmp_path],
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert any(first)
+
+
+def test_predictions_of_a_killed_run_are_taken_up(tmp_path):
+    output, settings = tmp_path / "out" / "predictions.jsonl", {"llm": "a", "limit": None}
+    with pytest.raises(KeyboardInterrupt), PartialPredictions(output, settings) as partial:
+        partial.add([(2, {"id": "c"}), (0, {"id": "ä"})])
+        raise KeyboardInterrupt
+    assert not output.exists()
+    with open(partial.path, "ab") as file:
+        file.write(b'{"index": 1, "row": {"id"')  # killed in the middle of a line
+    assert PartialPredictions(output, settings | {"limit": 3}).rows == {}
+    again = PartialPredictions(output, settings)
+    assert again.rows == {2: {"id": "c"}, 0: {"id": "ä"}}
+    with again:
+        again.add([(1, {"id": "b"})])
+    assert PartialPredictions(output, settings).rows == again.rows
+    again.finish([0, 1, 2])
+    assert [row["id"] for row in read_jsonl(output)] == ["ä", "b", "c"]
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_predictions_of_other_settings_are_begun_anew(tmp_path):
+    output = tmp_path / "predictions.jsonl"
+    with PartialPredictions(output, {"llm": "a"}) as partial:
+        partial.add([(0, {"id": "a"})])
+    other = PartialPredictions(output, {"llm": "b"})
+    with other:
+        other.add([(1, {"id": "b"})])
+    assert other.rows == PartialPredictions(output, {"llm": "b"}).rows == {1: {"id": "b"}}

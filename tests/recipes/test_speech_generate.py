@@ -62,3 +62,37 @@ def test_a_file_shorter_than_a_frame_is_answered(world, run_recipe):
     code, out, err = run_recipe("speech_generate", *words, f"instruction={INSTRUCTION}")
     assert code == 0, err
     assert out.count("\n") >= 1
+
+
+def test_a_killed_run_goes_on_where_it_stopped(world, run_recipe, recipe_module, monkeypatch):
+    words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160", "batch_size=2"]
+    words += [f"projector_checkpoint={world / 'A'}", f"output={world / 'out.jsonl'}"]
+    assert run_recipe("speech_generate", *words)[0] == 0
+    whole = read_jsonl(world / "out.jsonl")
+    (world / "out.jsonl").unlink()
+    recipe = recipe_module("speech_generate")
+    predict, decoded = recipe.predict, []
+
+    def run(stop_after):
+        def counted(*args, **kwargs):
+            for number, batch in enumerate(predict(*args, **kwargs)):
+                if number == stop_after:
+                    raise KeyboardInterrupt
+                decoded.extend(i for i, _ in batch)
+                yield batch
+
+        monkeypatch.setattr(recipe, "predict", counted)
+        monkeypatch.setattr("sys.argv", ["speech_generate", *map(str, words)])
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            recipe.recipe_main()
+
+    run(stop_after=1)
+    assert not (world / "out.jsonl").exists()
+    assert len(read_jsonl(world / "out.partial.jsonl")) == 3
+    run(stop_after=None)
+    assert sorted(decoded) == [0, 1, 2, 3]  # none twice
+    timing = {"seconds"}
+    assert [{k: v for k, v in row.items() if k not in timing} for row in whole] == [
+        {k: v for k, v in row.items() if k not in timing} for row in read_jsonl(world / "out.jsonl")
+    ]
+    assert not (world / "out.partial.jsonl").exists()

@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torchtune.modules import local_kv_cache
 
 from torchtune_speech.models import SpeechLLM, decode_mask, prefill_mask
@@ -52,7 +54,9 @@ def generate(
 
     Prompts are padded on the right and read once; each new token then takes the next slot of the
     cache while its position counts from its own prompt's end, so that the batch does not change the
-    text.
+    text. With weights sharded over processes all must be given the same batch, and all take the
+    tokens that the first of them chooses: a tie resolved in another way in one of them would leave
+    the others waiting for it.
 
     Args:
         model: the model; it is put into evaluation mode for the call.
@@ -83,7 +87,9 @@ def generate(
     try:
         with cache:
             choose = _chooser(
-                [i for i in {*forbidden_ids, placeholder_id} if i not in stop_ids], device
+                [i for i in {*forbidden_ids, placeholder_id} if i not in stop_ids],
+                device,
+                together=any(isinstance(m, FSDPModule) for m in model.modules()),
             )
             logits = _prefill(
                 model, prompts, lengths, prompt_len, cache_len, pad_id, placeholder_id
@@ -154,13 +160,19 @@ def _decode(
     return torch.stack(new, dim=1)
 
 
-def _chooser(forbidden: Sequence[int], device: torch.device) -> Callable[[Tensor], Tensor]:
+def _chooser(
+    forbidden: Sequence[int], device: torch.device, together: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """Best allowed token of each row; ``together``: as the first process finds."""
     banned = torch.tensor(sorted(forbidden), dtype=torch.long, device=device)
 
     def choose(logits_bv: Tensor) -> Tensor:
         # torchtune numbers <|image|> outside the embedding table.
         inside = banned[banned < logits_bv.shape[1]]
-        return logits_bv.float().index_fill(1, inside, -torch.inf).argmax(dim=1)
+        token = logits_bv.float().index_fill(1, inside, -torch.inf).argmax(dim=1)
+        if together and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.broadcast(token, src=0)
+        return token
 
     return choose
 
