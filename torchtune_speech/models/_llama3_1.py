@@ -80,7 +80,6 @@ def lora_speech_llama3_1(
     lora_rank: int = 8,
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
-    quantize_base: bool = False,
     vocab_size: int,
     num_layers: int,
     num_heads: int,
@@ -103,7 +102,6 @@ def lora_speech_llama3_1(
         lora_rank: rank of the updates. Default 8 (NLE 2025).
         lora_alpha: the update is scaled by alpha / rank. Default 16 (NLE 2025).
         lora_dropout: dropout before the update.
-        quantize_base: keep the adapted frozen matrices in NF4 (QLoRA).
         vocab_size: see :func:`speech_llama3_1`, as the arguments below.
         num_layers: decoder layers.
         num_heads: query heads.
@@ -147,7 +145,6 @@ def lora_speech_llama3_1_8b(
     lora_rank: int = 8,
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
-    quantize_base: bool = False,
 ) -> SpeechLLM:
     """Llama-3.1-8B with LoRA that takes speech, NLE 2025 (arXiv 2506.01808).
 
@@ -158,7 +155,6 @@ def lora_speech_llama3_1_8b(
         lora_rank: rank of the updates. Default 8.
         lora_alpha: the update is scaled by alpha / rank. Default 16.
         lora_dropout: dropout before the update.
-        quantize_base: keep the adapted frozen matrices in NF4 (QLoRA).
 
     Returns:
         The model.
@@ -191,7 +187,6 @@ def lora_speech_llama3_1_from_hf(
     lora_rank: int = 8,
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
-    quantize_base: bool = False,
 ) -> SpeechLLM:
     """As :func:`speech_llama3_1_from_hf`, with LoRA.
 
@@ -203,7 +198,6 @@ def lora_speech_llama3_1_from_hf(
         lora_rank: rank of the updates. Default 8.
         lora_alpha: the update is scaled by alpha / rank. Default 16.
         lora_dropout: dropout before the update.
-        quantize_base: keep the adapted frozen matrices in NF4 (QLoRA).
 
     Returns:
         The model.
