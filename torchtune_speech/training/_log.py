@@ -11,6 +11,8 @@ from typing import Any
 from torchtune.training.metric_logging import MetricLoggerInterface
 from tqdm import tqdm
 
+from torchtune_speech.files import atomic_write
+
 METRICS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
 
@@ -153,11 +155,13 @@ def _keep_steps(file: Path, last: int) -> None:
     if not file.exists():
         return
     kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    # Not splitlines(): predictions may hold U+2028, which ends no line of JSON.
+    for line in filter(None, file.read_text(encoding="utf-8").split("\n")):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             break
         if row["step"] <= last:
             kept.append(line)
-    file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    with atomic_write(file) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
