@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 from tiny_world import make_tokenizer
+from torch import nn
 
 from torchtune_speech.data import (
     AudioCut,
@@ -18,8 +19,10 @@ from torchtune_speech.data import (
 )
 from torchtune_speech.datasets import at_speeds
 from torchtune_speech.errors import InputError
+from torchtune_speech.files import read_jsonl
 from torchtune_speech.nano._tokenizer import write_tokenizer
 from torchtune_speech.training import (
+    Process,
     StopSignal,
     TrainingLog,
     find_checkpoint,
@@ -27,7 +30,9 @@ from torchtune_speech.training import (
     is_due,
     learning_rate,
     list_checkpoints,
+    load_state,
     resume_point,
+    save_checkpoint,
     seed_step,
 )
 
@@ -64,6 +69,15 @@ def test_a_resumed_log_drops_the_steps_that_are_done_again(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(r["step"], r["loss"]) for r in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)]
     assert (tmp_path / "evaluations.jsonl").read_text() == ""
+
+
+def test_line_separators_of_other_kinds_in_predictions_cut_no_line(tmp_path):
+    examples = [{"task": "asr", "target_lang": "en", "target": "a\u2028b", "prediction": "c\x85d"}]
+    for first in (0, 2):
+        with TrainingLog(tmp_path, max_steps=5, first_step=first) as log:
+            log.evaluation(first + 2, {"asr": {"wer": 0.5}}, examples)
+    rows = read_jsonl(tmp_path / "evaluations.jsonl")
+    assert [(r["step"], r["examples"]) for r in rows] == [(2, examples), (4, examples)]
 
 
 def test_only_the_main_process_writes(tmp_path):
@@ -104,6 +118,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     for step in (2, 10, 9):
         make_checkpoint(tmp_path, step)
     (tmp_path / ".step_11.abcd.partial").mkdir()  # killed while writing
+    (tmp_path / "step_12").mkdir()  # killed while removing, or copied in part
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step_2", "step_9", "step_10"]
     assert find_checkpoint(tmp_path).name == "step_10"
     assert find_checkpoint(tmp_path / "step_2").name == "step_2"
@@ -167,3 +182,57 @@ def test_token_labels_are_the_tokens_after_the_blank(tmp_path):
     assert ctc_labels(None, chat) is None
     with pytest.raises(InputError, match="'phones'"):
         ctc_labels("phones", chat)
+
+
+class Nothing(nn.Module):
+    """A model of one parameter, with what saving a projector asks of a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projector = nn.Linear(3, 2)
+
+
+def save(folder, step, **options):
+    model = Nothing()
+    groups = {"projector": dict(model.named_parameters())}
+    optimizer = torch.optim.AdamW(groups["projector"].values(), **options)
+    model.projector(torch.ones(3)).sum().backward()
+    optimizer.step()
+    save_checkpoint(
+        folder,
+        step,
+        model=model,
+        groups=groups,
+        optimizer=optimizer,
+        plan_state={"number": step},
+        stage={},
+        llm_dir="",
+        process=Process(torch.device("cpu"), 0, 1),
+        keep_last=2,
+    )
+    return groups, optimizer
+
+
+def test_saving_keeps_the_last_and_removes_what_a_killed_run_left(tmp_path):
+    (tmp_path / ".step_3.0123abcd.partial").mkdir()
+    (tmp_path / "step_4").mkdir()
+    (tmp_path / "step_4" / "projector.safetensors").write_text("half")
+    for step in (2, 3, 4):
+        save(tmp_path, step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_3", "step_4"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_optimizer_comes_back_as_torch_itself_would_bring_it_back(tmp_path, fused):
+    groups, old = save(tmp_path, 2, fused=fused)
+    ours, theirs = (
+        torch.optim.AdamW(groups["projector"].values(), lr=0.5, fused=fused) for _ in range(2)
+    )
+    assert load_state(tmp_path / "step_2", ours, groups) == {"number": 2}
+    theirs.load_state_dict(old.state_dict())
+    for p in groups["projector"].values():
+        assert ours.state[p].keys() == theirs.state[p].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for key, value in theirs.state[p].items():
+            assert torch.equal(ours.state[p][key], value)
+            assert ours.state[p][key].dtype == value.dtype
+    assert ours.param_groups[0]["lr"] == 0.5  # the settings are this run's

@@ -74,7 +74,9 @@ def save_checkpoint(
         for key, value in optimizer.state.get(parameter, {}).items()
     }
     if process.is_main:
-        if folder.exists():
+        for stale in Path(output_dir).glob(".step_*.partial"):  # of a run that was killed
+            shutil.rmtree(stale)
+        if folder.exists():  # not whole, or the run would stand after it
             shutil.rmtree(folder)
         with atomic_write(folder) as part:
             (part / "state").mkdir(parents=True)
@@ -142,7 +144,7 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     found = [
         p
         for p in Path(output_dir).glob("step_*")
-        if re.fullmatch(r"step_\d+", p.name) and p.is_dir()
+        if re.fullmatch(r"step_\d+", p.name) and (p / "stage.json").is_file()
     ]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
 
@@ -243,6 +245,8 @@ def load_state(
         State of the plan.
     """
     named = {name: p for group in groups.values() for name, p in group.items()}
+    place = {p: i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    state: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in read_safetensors(
         checkpoint / "state" / "optimizer.safetensors"
     ).items():
@@ -253,10 +257,13 @@ def load_state(
                 "resume with the run's own config"
             )
         parameter = named[name]
-        tensor = tensor.to(parameter.device) if tensor.ndim else tensor
         if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
-            tensor = distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
-        optimizer.state[parameter][key] = tensor
+            tensor = distribute_tensor(
+                tensor.to(parameter.device), parameter.device_mesh, parameter.placements
+            )
+        state.setdefault(place[parameter], {})[key] = tensor
+    # It knows which tensors the optimizer wants on which device; a fused one its step count too.
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return json.loads((checkpoint / "state" / "plan.json").read_text())
 
 
