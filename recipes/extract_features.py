@@ -33,6 +33,7 @@ from torchtune_speech.features import (
     finalize_store,
     stored_keys,
 )
+from torchtune_speech.training import find_device
 
 KEYS = {
     "data_dir": "folder that other keys may refer to",
@@ -123,7 +124,7 @@ class ExtractFeaturesRecipe:
             dist.init_process_group("gloo", timeout=timedelta(days=30))
         self.world_size, self.rank = utils.get_world_size_and_rank()
         self.jobs = self._setup_jobs()
-        device = torch.device("meta") if self.dry_run else _device(cfg.get("device"))
+        device = torch.device("meta") if self.dry_run else find_device(cfg.get("device"))
         self.encoder: Encoder = config.instantiate(cfg.encoder, device=device)
         if self.dry_run:
             return
@@ -380,13 +381,6 @@ def _choice(cfg: DictConfig, key: str, default: str, choices: Iterable[str]) -> 
     if value not in choices:
         raise InputError(f"config: {key} is {value!r}; use one of {', '.join(choices)}")
     return value
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        return utils.get_device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"config: device is {name!r}: {error}; try device=cpu") from error
 
 
 @config.parse

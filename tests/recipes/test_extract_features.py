@@ -252,7 +252,12 @@ def test_another_encoders_store_is_not_added_to(data, tmp_path):
         ({"dtype": "bf"}, "dtype is 'bf'; use one of bf16"),
         ({"speeds": [1.0, 9.0]}, "speeds is"),
         ({"on_bad_sample": "ignore"}, "on_bad_sample is 'ignore'"),
-        ({"device": "cuda:7"}, "device is 'cuda:7'"),
+        pytest.param(
+            {"device": "cuda"},
+            "device: cuda: not on this machine",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        ({"device": "cuda:7"}, "device: cuda:7: not on this machine"),
         ({"encoder": {**ENCODER, "layers": 2}}, "layers"),
     ],
 )

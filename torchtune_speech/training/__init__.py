@@ -18,6 +18,7 @@ from torchtune_speech.training._checkpoint import (
     save_checkpoint,
     stage_info,
 )
+from torchtune_speech.training._device import find_device
 from torchtune_speech.training._dry_run import (
     dry_run,
     dry_run_report,
@@ -87,6 +88,7 @@ __all__ = [
     "end_process",
     "evaluate",
     "find_checkpoint",
+    "find_device",
     "fingerprints",
     "flat_scores",
     "forward_backward",
