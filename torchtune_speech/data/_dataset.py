@@ -50,6 +50,7 @@ class SpeechDataset:
     ) -> None:
         self.chat, self.templates, self.store = chat, templates, store
         self.output_length, self.ctc = output_length, ctc
+        self.max_seq_len, self.on_too_long = max_seq_len, on_too_long
         self._interleave = InterleaveSpeech(chat)
         self.samples, self.lengths = _fitting(samples, self._num_tokens, max_seq_len, on_too_long)
 
@@ -57,11 +58,22 @@ class SpeechDataset:
         return len(self.samples)
 
     def twin_lengths(self) -> np.ndarray:
-        """Length of each sample's text twin, in tokens, 0 where there is none, ``[n]``."""
+        """Length of each sample's text twin, in tokens, 0 where there is none, ``[n]``.
+
+        Twins of a transcript that is longer than its speech may be too long, as samples may;
+        skipped ones count as none.
+
+        Raises:
+            InputError: if a twin is too long under ``fail``.
+        """
         twins = (
             text_twin(s) for s in tqdm(self.samples, desc="text twins", disable=len(self) < 50_000)
         )
-        return np.array([self._num_tokens(t) if t else 0 for t in twins], dtype=np.int32)
+        lengths = np.array([self._num_tokens(t) if t else 0 for t in twins], dtype=np.int32)
+        too_long = lengths > self.max_seq_len
+        if too_long.any():
+            _refuse_or_tell("text twins", self.samples, lengths, self.max_seq_len, self.on_too_long)
+        return np.where(too_long, 0, lengths)
 
     def item(self, index: int, twin: bool = False) -> dict[str, Any]:
         """One sample, complete.
@@ -145,20 +157,27 @@ def _fitting(
         raise InputError(f"dataset.on_too_long: {on_too_long!r} is neither 'fail' nor 'skip'")
     show = tqdm(samples, desc="tokenising", unit="sample", disable=len(samples) < 50_000)
     lengths = np.array([num_tokens(s) for s in show], dtype=np.int32)
-    too_long = np.flatnonzero(lengths > max_seq_len)
-    if not len(too_long):
+    kept = np.flatnonzero(lengths <= max_seq_len)
+    if len(kept) == len(samples):
         return list(samples), lengths
+    if not len(kept) and on_too_long == "skip":
+        raise InputError(f"max_seq_len: every sample is longer than {max_seq_len} tokens; raise it")
+    _refuse_or_tell("samples", samples, lengths, max_seq_len, on_too_long)
+    return [samples[i] for i in kept], lengths[kept]
+
+
+def _refuse_or_tell(
+    what: str, samples: Sequence[Sample], lengths: np.ndarray, max_seq_len: int, on_too_long: str
+) -> None:
+    too_long = np.flatnonzero(lengths > max_seq_len)
     first = too_long[0]
     if on_too_long == "fail":
+        twin = "" if what == "samples" else " (its text twin)"
         raise InputError(
-            f"sample {samples[first].id}: {lengths[first]} tokens, max_seq_len is {max_seq_len} "
-            f"({len(too_long)} of {len(samples)} samples are too long); raise max_seq_len, "
-            "or set dataset.on_too_long=skip"
+            f"sample {samples[first].id}{twin}: {lengths[first]} tokens, max_seq_len is "
+            f"{max_seq_len} ({len(too_long)} of {len(samples)} {what} are too long); raise "
+            "max_seq_len, or set dataset.on_too_long=skip"
         )
-    kept = np.flatnonzero(lengths <= max_seq_len)
-    if not len(kept):
-        raise InputError(f"max_seq_len: every sample is longer than {max_seq_len} tokens; raise it")
     _log.warning(
-        "skipped %d of %d samples longer than %d tokens", len(too_long), len(samples), max_seq_len
+        "skipped %d of %d %s longer than %d tokens", len(too_long), len(samples), what, max_seq_len
     )
-    return [samples[i] for i in kept], lengths[kept]
