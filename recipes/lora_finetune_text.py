@@ -76,11 +76,6 @@ class LoRAFinetuneTextRecipe:
         self.eval_dataset = (
             config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
         )
-        self.fingerprints = training.fingerprints(self.dataset, cfg.llm_dir)
-        if checkpoint is not None:
-            training.check_resume(checkpoint, cfg, self.fingerprints)
-        if cfg.adapter_checkpoint:
-            training.check_checkpoint_fits(cfg.adapter_checkpoint, self.fingerprints, store=False)
         self.plan = training.build_plan(
             self.dataset,
             max_seq_len=cfg.max_seq_len,
@@ -91,10 +86,15 @@ class LoRAFinetuneTextRecipe:
         self.max_steps = training.resolve_max_steps(
             self.plan, max_steps=cfg.max_steps, epochs=cfg.epochs
         )
+        self.fingerprints = training.fingerprints(self.dataset, self.plan, cfg.llm_dir)
+        if checkpoint is not None:
+            training.check_resume(checkpoint, cfg, self.fingerprints, self.max_steps)
+        adapter_from = checkpoint or cfg.adapter_checkpoint
+        training.check_checkpoint_fits(adapter_from, self.fingerprints, store=False)
         self.model = training.build_speech_llm(
             cfg.model,
             llm_dir=cfg.llm_dir,
-            adapter_checkpoint=checkpoint or cfg.adapter_checkpoint,
+            adapter_checkpoint=adapter_from,
             process=self.process,
             dtype=self.dtype,
             seed=cfg.seed,
@@ -106,6 +106,7 @@ class LoRAFinetuneTextRecipe:
         self.optimizer = training.build_optimizer(cfg.optimizer, self.groups)
         if checkpoint is not None:
             self.plan.load_state_dict(training.load_state(checkpoint, self.optimizer, self.groups))
+            self.scores = training.read_stage(checkpoint)["metrics"]
 
     def train(self) -> bool:
         """Take the steps of the plan; evaluate and save on the way.

@@ -90,14 +90,6 @@ class MultimodalFuseRecipe:
         training.check_projector(projector, self.dataset, needs_ctc=cfg.ctc_weight > 0)
         if self.eval_dataset is not None:
             training.check_projector(projector, self.eval_dataset, key="eval_dataset")
-        self.fingerprints = training.fingerprints(self.dataset, cfg.llm_dir)
-        if checkpoint is not None:
-            training.check_resume(checkpoint, cfg, self.fingerprints)
-        for path in filter(None, (cfg.projector_checkpoint, cfg.adapter_checkpoint)):
-            training.check_checkpoint_fits(
-                path, self.fingerprints, store=path == cfg.projector_checkpoint
-            )
-        training.warn_if_incoherent(cfg.projector_checkpoint)
         self.plan = training.build_plan(
             self.dataset,
             max_seq_len=cfg.max_seq_len,
@@ -109,12 +101,21 @@ class MultimodalFuseRecipe:
         self.max_steps = training.resolve_max_steps(
             self.plan, max_steps=cfg.max_steps, epochs=cfg.epochs
         )
+        self.fingerprints = training.fingerprints(self.dataset, self.plan, cfg.llm_dir)
+        if checkpoint is not None:
+            training.check_resume(checkpoint, cfg, self.fingerprints, self.max_steps)
+        else:
+            training.warn_if_incoherent(cfg.projector_checkpoint)
+        projector_from = checkpoint or cfg.projector_checkpoint
+        adapter_from = checkpoint or cfg.adapter_checkpoint
+        training.check_checkpoint_fits(projector_from, self.fingerprints, store=True)
+        training.check_checkpoint_fits(adapter_from, self.fingerprints, store=False)
         self.model = training.build_speech_llm(
             cfg.model,
             llm_dir=cfg.llm_dir,
             projector=projector,
-            projector_checkpoint=checkpoint or cfg.projector_checkpoint,
-            adapter_checkpoint=checkpoint or cfg.adapter_checkpoint,
+            projector_checkpoint=projector_from,
+            adapter_checkpoint=adapter_from,
             process=self.process,
             dtype=self.dtype,
             seed=cfg.seed,
@@ -126,6 +127,7 @@ class MultimodalFuseRecipe:
         self.optimizer = training.build_optimizer(cfg.optimizer, self.groups)
         if checkpoint is not None:
             self.plan.load_state_dict(training.load_state(checkpoint, self.optimizer, self.groups))
+            self.scores = training.read_stage(checkpoint)["metrics"]
 
     def train(self) -> bool:
         """Take the steps of the plan; evaluate and save on the way.

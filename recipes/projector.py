@@ -86,17 +86,15 @@ class ProjectorRecipe:
         self.eval_dataset = (
             config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
         )
-        needs_ctc = cfg.ctc_weight > 0 or cfg.ctc_only_steps > 0
-        training.check_projector(projector, self.dataset, needs_ctc=needs_ctc)
+        only_ctc = cfg.ctc_only_steps > 0
+        training.check_projector(
+            projector,
+            self.dataset,
+            needs_ctc=cfg.ctc_weight > 0 or only_ctc,
+            only_speech=only_ctc,
+        )
         if self.eval_dataset is not None:
             training.check_projector(projector, self.eval_dataset, key="eval_dataset")
-        self.fingerprints = training.fingerprints(self.dataset, cfg.llm_dir)
-        if checkpoint is not None:
-            training.check_resume(checkpoint, cfg, self.fingerprints)
-        for path in filter(None, (cfg.projector_checkpoint, cfg.adapter_checkpoint)):
-            training.check_checkpoint_fits(
-                path, self.fingerprints, store=path == cfg.projector_checkpoint
-            )
         self.plan = training.build_plan(
             self.dataset,
             max_seq_len=cfg.max_seq_len,
@@ -107,11 +105,17 @@ class ProjectorRecipe:
         self.max_steps = training.resolve_max_steps(
             self.plan, max_steps=cfg.max_steps, epochs=cfg.epochs
         )
+        self.fingerprints = training.fingerprints(self.dataset, self.plan, cfg.llm_dir)
+        if checkpoint is not None:
+            training.check_resume(checkpoint, cfg, self.fingerprints, self.max_steps)
+        projector_from = checkpoint or cfg.projector_checkpoint
+        training.check_checkpoint_fits(projector_from, self.fingerprints, store=True)
+        training.check_checkpoint_fits(cfg.adapter_checkpoint, self.fingerprints, store=False)
         self.model = training.build_speech_llm(
             cfg.model,
             llm_dir=cfg.llm_dir,
             projector=projector,
-            projector_checkpoint=checkpoint or cfg.projector_checkpoint,
+            projector_checkpoint=projector_from,
             adapter_checkpoint=cfg.adapter_checkpoint,
             process=self.process,
             dtype=self.dtype,
@@ -124,6 +128,7 @@ class ProjectorRecipe:
         self.optimizer = training.build_optimizer(cfg.optimizer, self.groups)
         if checkpoint is not None:
             self.plan.load_state_dict(training.load_state(checkpoint, self.optimizer, self.groups))
+            self.scores = training.read_stage(checkpoint)["metrics"]
 
     def train(self) -> bool:
         """Take the steps of the plan; evaluate and save on the way.

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from tiny_world import make_tokenizer
+from tiny_world import make_data, make_llm, make_tokenizer
 from torch import nn
 
 from torchtune_speech.data import (
@@ -17,7 +17,7 @@ from torchtune_speech.data import (
     TokenLabels,
     ctc_labels,
 )
-from torchtune_speech.datasets import at_speeds
+from torchtune_speech.datasets import at_speeds, speech_dataset
 from torchtune_speech.errors import InputError
 from torchtune_speech.files import read_jsonl
 from torchtune_speech.nano._tokenizer import write_tokenizer
@@ -25,15 +25,20 @@ from torchtune_speech.training import (
     Process,
     StopSignal,
     TrainingLog,
+    _run,
+    build_plan,
+    check_checkpoint_fits,
     find_checkpoint,
     flat_scores,
     is_due,
     learning_rate,
     list_checkpoints,
+    llm_fingerprint,
     load_state,
     resume_point,
     save_checkpoint,
     seed_step,
+    warn_if_incoherent,
 )
 
 
@@ -236,3 +241,69 @@ def test_the_optimizer_comes_back_as_torch_itself_would_bring_it_back(tmp_path, 
             assert torch.equal(ours.state[p][key], value)
             assert ours.state[p][key].dtype == value.dtype
     assert ours.param_groups[0]["lr"] == 0.5  # the settings are this run's
+
+
+def test_a_text_twin_that_is_too_long_is_treated_as_a_sample_that_is(tmp_path):
+    llm, data = make_llm(tmp_path / "llm"), make_data(tmp_path / "data")
+    options = {"tokenizer": make_tokenizer(llm), "features": str(data / "features")}
+
+    def dataset(**more):
+        # One speech vector for each utterance, so that the twins are the longer ones.
+        return speech_dataset(
+            str(data / "manifest.jsonl"),
+            output_length=lambda frames: 1,
+            tasks=["st"],
+            **options,
+            **more,
+        )
+
+    whole = dataset(max_seq_len=999)
+    limit = int(max(whole.lengths))
+    assert max(whole.twin_lengths()) > limit
+    plan = {"max_seq_len": limit, "rows_per_step": 2, "paired": True}
+    with pytest.raises(InputError, match=r"its text twin.*max_seq_len is .*on_too_long=skip"):
+        build_plan(dataset(max_seq_len=limit), **plan)
+    some = build_plan(dataset(max_seq_len=limit, on_too_long="skip"), **plan)
+    twins = whole.twin_lengths()
+    assert some.twin_lengths.tolist() == [n if n <= limit else 0 for n in twins]
+    assert any(step.is_twin for step, _ in zip(some, range(8), strict=False))
+
+
+def test_each_part_of_an_llm_counts_for_its_fingerprint(tmp_path):
+    llm = make_llm(tmp_path / "llm")
+    first = llm_fingerprint(llm)
+    file = next(llm.glob("*.safetensors"))
+    whole = file.read_bytes()
+    assert llm_fingerprint(llm) == first
+    header = int.from_bytes(whole[:8], "little")
+    for place in (8 + header, len(whole) - 1):  # the first and last weights
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        found = llm_fingerprint(llm)
+        assert found["digest"] == first["digest"]
+        assert found["weights"] != first["weights"]
+        stage = {"format": 1, "fingerprints": {"llm": first, "store": None}}
+        (tmp_path / "step_1").mkdir(exist_ok=True)
+        (tmp_path / "step_1" / "stage.json").write_text(json.dumps(stage))
+        with pytest.raises(InputError, match="changed files"):
+            check_checkpoint_fits(tmp_path, {"llm": found, "store": None}, store=False)
+
+
+def make_stage_a(folder, wer):
+    make_checkpoint(folder, 1)
+    stage = {"format": 1, "metrics": {"asr": {"wer": wer}}}
+    (folder / "step_1" / "stage.json").write_text(json.dumps(stage))
+
+
+def test_fusing_an_incoherent_projector_is_warned_of(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(_run._log, "warning", lambda text, *values: said.append(text % values))
+    make_stage_a(tmp_path / "good", 0.2)
+    warn_if_incoherent(tmp_path / "good")
+    warn_if_incoherent(None)
+    assert said == []
+    make_stage_a(tmp_path / "bad", 0.9)
+    warn_if_incoherent(tmp_path / "bad")
+    assert len(said) == 1
+    assert "WER of 0.90" in said[0]

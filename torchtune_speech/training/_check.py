@@ -1,11 +1,13 @@
 """Settings, data and checkpoints that do not fit: refused before anything is loaded or written."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torchtune.utils import get_logger, log_rank_zero
 
 from torchtune_speech.data import SpeechDataset
 from torchtune_speech.errors import InputError
@@ -31,6 +33,18 @@ _COUNTS_OR_NULL = (
 )
 # What the steps of a plan depend on, besides the data.
 _PLAN_KEYS = ("mixture", "paired", "max_seq_len", "rows_per_step", "seed")
+# What may be changed within a run, so that it is no longer the run that would not have stopped.
+_STEP_KEYS = (
+    "learning_rate",
+    "optimizer",
+    "max_steps",
+    "epochs",
+    "ctc_weight",
+    "ctc_only_steps",
+    "spec_augment",
+    "clip_grad_norm",
+)
+_log = get_logger("INFO")
 
 
 def check_counts(cfg: DictConfig) -> None:
@@ -56,6 +70,7 @@ def check_projector(
     dataset: SpeechDataset,
     *,
     needs_ctc: bool = False,
+    only_speech: bool = False,
     key: str = "dataset",
 ) -> None:
     """Refuse frames and CTC labels that do not fit the projector.
@@ -64,6 +79,7 @@ def check_projector(
         projector: the projector.
         dataset: whose frames it is to read.
         needs_ctc: whether the data has to have CTC labels.
+        only_speech: whether each sample has to have speech, since there are steps without the LLM.
         key: config key of the data.
 
     Raises:
@@ -71,6 +87,12 @@ def check_projector(
     """
     if dataset.store is not None:
         check_frame_width(projector, dataset.store.dim, f"the frames of {dataset.store.path}")
+    text = next((s.id for s in dataset.samples if not s.is_speech), None)
+    if only_speech and text is not None:
+        raise InputError(
+            f"ctc_only_steps: sample {text} has no speech, so that the CTC loss alone teaches "
+            f"nothing; take tasks with speech ({key}.tasks), or set ctc_only_steps=0"
+        )
     if dataset.ctc is None:
         if needs_ctc:
             raise InputError(
@@ -105,21 +127,24 @@ def check_frame_width(projector: nn.Module, dim: int, frames: str) -> None:
         )
 
 
-def check_checkpoint_fits(path: str | Path, found: Mapping[str, Any], *, store: bool) -> None:
+def check_checkpoint_fits(
+    path: str | Path | None, found: Mapping[str, Any], *, store: bool
+) -> None:
     """Refuse a checkpoint that was trained with another LLM or on other encoder frames.
 
     Args:
-        path: the checkpoint. A PEFT folder from elsewhere tells nothing of itself and is accepted.
+        path: the checkpoint; None is nothing to refuse. A PEFT folder from elsewhere tells nothing
+            of itself and is accepted.
         found: fingerprints of this run.
         store: whether its frames matter (they do not for LoRA trained on text).
 
     Raises:
         InputError: naming the field that differs.
     """
-    if is_peft_folder(path):
+    if path is None or is_peft_folder(path):
         return
     expected = read_stage(path)["fingerprints"]
-    if expected["llm"]["digest"] != found["llm"]["digest"]:
+    if any(expected["llm"].get(k, v) != v for k, v in found["llm"].items() if k != "name"):
         raise InputError(
             f"{path}: trained with the LLM {expected['llm']['name']!r}, "
             f"this run uses {found['llm']['name']!r} (another model, or changed files); "
@@ -131,25 +156,59 @@ def check_checkpoint_fits(path: str | Path, found: Mapping[str, Any], *, store: 
         )
 
 
-def check_resume(path: str | Path, cfg: DictConfig, found: Mapping[str, Any]) -> None:
+def check_resume(
+    path: str | Path, cfg: DictConfig, found: Mapping[str, Any], max_steps: int
+) -> None:
     """Refuse to go on with other data or other steps than a run began with.
+
+    Settings that may be changed on the way, such as learning rates, are told where they were.
 
     Args:
         path: checkpoint of the run.
         cfg: this configuration.
         found: fingerprints of this run.
+        max_steps: steps of this run.
 
     Raises:
         InputError: naming what differs.
     """
     check_checkpoint_fits(path, found, store=True)
     stage, now = read_stage(path), OmegaConf.to_container(cfg, resolve=True)
+    then = stage["config"]
     cure = "go on with what the run began with, or start a new one in another output_dir"
     if stage["fingerprints"]["data"] != found["data"]:
         raise InputError(f"{path}: resume=true, but the data of the run was another; {cure}")
     for key in _PLAN_KEYS:
-        then = stage["config"].get(key)
-        if then != now.get(key):
+        if then.get(key) != now.get(key):
             raise InputError(
-                f"{path}: resume=true, but {key} was {then!r} and is {now.get(key)!r}; {cure}"
+                f"{path}: resume=true, but {key} was {then.get(key)!r} and is {now.get(key)!r}; "
+                f"{cure}"
             )
+    if stage["fingerprints"].get("lengths", found["lengths"]) != found["lengths"]:
+        raise InputError(
+            f"{path}: resume=true, but the samples had other lengths in tokens (another "
+            f"tokenizer, prompt templates, frame average or projector); {cure}"
+        )
+    if stage["step"] > max_steps:
+        raise InputError(
+            f"max_steps: {max_steps}, but {path} has done {stage['step']} steps; "
+            "raise max_steps (or epochs), or start a new run in another output_dir"
+        )
+    old, new = _step_settings(then), _step_settings(now)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            log_rank_zero(
+                _log,
+                f"resume=true: {key} was {old.get(key)!r} and is {new.get(key)!r} from here on",
+                logging.WARNING,
+            )
+
+
+def _step_settings(node: Any, key: str = "") -> dict[str, Any]:
+    """Dotted key to value of the settings of a config that change steps, but not the plan."""
+    if isinstance(node, dict) and node:
+        below = (
+            _step_settings(value, f"{key}.{name}" if key else name) for name, value in node.items()
+        )
+        return {k: v for settings in below for k, v in settings.items()}
+    return {key: node} if key.split(".")[0] in _STEP_KEYS or "dropout" in key else {}

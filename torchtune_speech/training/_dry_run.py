@@ -242,7 +242,13 @@ def _real_plan(cfg: DictConfig, model: SpeechLLM) -> tuple[Plan, np.ndarray, str
         **speech,
     )
     if model.projector is not None:
-        check_projector(model.projector, dataset, needs_ctc=cfg.ctc_weight > 0)
+        only_ctc = cfg.get("ctc_only_steps", 0) > 0
+        check_projector(
+            model.projector,
+            dataset,
+            needs_ctc=cfg.ctc_weight > 0 or only_ctc,
+            only_speech=only_ctc,
+        )
     plan = build_plan(
         dataset,
         max_seq_len=cfg.max_seq_len,

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torchtune.utils import get_logger
+from torchtune.utils import get_logger, log_rank_zero
 
-from torchtune_speech.data import SpeechDataset, Step, data_fingerprint
+from torchtune_speech.data import Plan, SpeechDataset, Step, data_fingerprint
 from torchtune_speech.errors import InputError
 from torchtune_speech.models import read_hf_config
 from torchtune_speech.training._checkpoint import (
@@ -22,6 +23,7 @@ from torchtune_speech.training._checkpoint import (
 from torchtune_speech.training._objective import StepLoss
 
 _log = get_logger("INFO")
+_EDGE = 2**16  # bytes
 
 
 class TrainingError(InputError):
@@ -48,6 +50,11 @@ def resume_point(output_dir: str | Path, resume: bool) -> Path | None:
             f"{output_dir}: holds checkpoints up to {found[-1].name}; set resume=true to go on, "
             "or name another output_dir"
         )
+    if resume:
+        what = (
+            f"going on from {found[-1].name}" if found else "no checkpoint there, starting afresh"
+        )
+        log_rank_zero(_log, f"{output_dir}: resume=true, {what}")
     return find_checkpoint(found[-1]) if found else None
 
 
@@ -168,32 +175,37 @@ def step_metrics(
     }
 
 
-def fingerprints(dataset: SpeechDataset, llm_dir: str | Path) -> dict[str, Any]:
+def fingerprints(dataset: SpeechDataset, plan: Plan, llm_dir: str | Path) -> dict[str, Any]:
     """What a run was trained on.
 
     Args:
         dataset: training data.
+        plan: of its steps.
         llm_dir: folder of the LLM.
 
     Returns:
-        Fingerprints of the data, the feature store (None without) and the LLM.
+        Fingerprints of the data, of the lengths it is packed by, of the feature store (None
+        without) and of the LLM.
     """
+    lengths = (np.asarray(n, dtype="<i8") for n in (dataset.lengths, plan.twin_lengths))
     return {
         "data": data_fingerprint(dataset.samples),
+        "lengths": hashlib.sha256(b"".join(n.tobytes() for n in lengths)).hexdigest(),
         "store": dict(dataset.store.fingerprint) if dataset.store is not None else None,
         "llm": llm_fingerprint(llm_dir),
     }
 
 
 def llm_fingerprint(llm_dir: str | Path) -> dict[str, str]:
-    """Folder name of the LLM, and a digest of its config, weight names, shapes and file sizes.
+    """Folder name of the LLM, and digests of what is in it.
 
     Args:
         llm_dir: folder of the LLM.
 
     Returns:
-        ``{"name": ..., "digest": ...}``. The weights themselves are not read: that would take
-        minutes for a large model.
+        ``name``; ``digest`` of the config, weight names, shapes and file sizes; ``weights``, a
+        digest of the first and last 64 KiB of each file's weights, which differ between models of
+        one shape. To read them all would take minutes for a large model.
 
     Raises:
         InputError: if the folder is no Hugging Face model with safetensors.
@@ -205,11 +217,20 @@ def llm_fingerprint(llm_dir: str | Path) -> dict[str, str]:
             f"{llm_dir}: no *.safetensors there; download the model's safetensors files"
         )
     digest = hashlib.sha256((Path(llm_dir) / "config.json").read_bytes())
+    weights = hashlib.sha256()
     for file in files:
+        size = file.stat().st_size
         with open(file, "rb") as f:
             header = int.from_bytes(f.read(8), "little")
-            digest.update(f"{file.name}/{file.stat().st_size}".encode() + f.read(header))
-    return {"name": Path(llm_dir).resolve().name, "digest": digest.hexdigest()}
+            digest.update(f"{file.name}/{size}".encode() + f.read(header))
+            weights.update(f.read(_EDGE))
+            f.seek(max(size - _EDGE, 8 + header))
+            weights.update(f.read())
+    return {
+        "name": Path(llm_dir).resolve().name,
+        "digest": digest.hexdigest(),
+        "weights": weights.hexdigest(),
+    }
 
 
 def warn_if_incoherent(projector_checkpoint: str | Path | None, max_wer: float = 0.5) -> None:
