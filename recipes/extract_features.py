@@ -163,7 +163,7 @@ class ExtractFeaturesRecipe:
     def _samples(self, manifest: str) -> list[Sample]:
         if self.dry_run and not os.path.exists(manifest):
             self._log(f"{manifest} is not there: 1000 synthetic stretches of 1 to 20 s instead")
-            cuts = [AudioCut(f"synthetic-{n}.wav", 0.0, 1 + 19 * n / 999) for n in range(1000)]
+            cuts = [AudioCut(f"{manifest}/{n}.wav", 0.0, 1 + 19 * n / 999) for n in range(1000)]
             return [Sample(cut.path, "asr", "", (cut,)) for cut in cuts]
         return load_manifest(
             manifest,
