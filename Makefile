@@ -1,8 +1,9 @@
 # Everything runs in .venv, which `make venv` builds once; only the package index is needed.
 
 PYTHON ?= python3
-# torch goes in first and by itself: left to the resolver it would be the newest one, and on Linux
-# that is a CUDA build of several gigabytes. For a build of your choice, pip options included:
+# torch goes in first and by itself: left to the resolver it would be the newest one, which torchtune
+# was not made for. On the public index this version is a CUDA build on Linux, of several gigabytes;
+# the CPU build comes from PyTorch's own index (words for pip are taken here too):
 #   make venv TORCH_SPEC="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH_SPEC ?= torch==2.13.0
 # Words for pytest: make test PYTEST_ARGS="tests/config -k help"
