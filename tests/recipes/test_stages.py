@@ -1,11 +1,19 @@
-"""The three stages, generation and scoring through `tune run`, in one process and in two."""
+"""The three stages, generation and scoring: in one process and two, stopped and gone on with."""
 
-import json
+import logging
+import os
+import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 from tiny_world import make_data, make_llm, write_config
+
+from torchtune_speech import training
+from torchtune_speech.files import read_json, read_jsonl
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,9 +27,42 @@ def world(tmp_path_factory):
 
 
 def losses(folder):
-    return [
-        json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()
-    ]
+    return [row["loss"] for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def run(recipe_module):
+    """A function that runs a recipe in this process, as module fixtures can; gives its exit code.
+
+    ``stop_after`` sends SIGTERM after that step.
+    """
+
+    def run(name, *words, stop_after=None):
+        def step(log, number, metrics):
+            take_note(log, number, metrics)
+            if number == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        take_note = training.TrainingLog.step
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [name, *map(str, words)])
+            patch.setattr(training.TrainingLog, "step", step)
+            try:
+                recipe_module(name).recipe_main()
+            except SystemExit as exit_:
+                return exit_.code or 0
+        return 0
+
+    return run
+
+
+def near_weights(one, two, atol=1e-4):
+    """Whether two checkpoints hold the same parts, and nearly the same weights."""
+    files = sorted(p.name for p in one.glob("*.safetensors"))
+    assert files
+    assert files == sorted(p.name for p in two.glob("*.safetensors"))
+    pairs = [(load_file(one / f), load_file(two / f)) for f in files]
+    return all((a[k] - b[k]).abs().max() <= atol for a, b in pairs for k in a)
 
 
 def run_ok(tune_run, *words, cwd):
@@ -31,7 +72,7 @@ def run_ok(tune_run, *words, cwd):
 
 
 @pytest.fixture(scope="module")
-def stages(world, tune_run):
+def stages(world, run):
     """A, B and C, each trained for six steps."""
     for recipe, name in (("projector", "A"), ("lora_finetune_text", "B"), ("multimodal_fuse", "C")):
         changes = (
@@ -40,15 +81,13 @@ def stages(world, tune_run):
             else {}
         )
         file = write_config(world, recipe, output_dir=str(world / name), **changes)
-        run_ok(tune_run, recipe, "--config", file, cwd=world)
+        assert run(recipe, "--config", file) == 0
     return world
 
 
 def test_each_step_leaves_a_line(stages):
     for name in "ABC":
-        rows = [
-            json.loads(line) for line in (stages / name / "metrics.jsonl").read_text().splitlines()
-        ]
+        rows = read_jsonl(stages / name / "metrics.jsonl")
         assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
         assert all(
             row["loss"] > 0 and row["tokens_per_second"] > 0 and row["grad_norm"] > 0
@@ -72,7 +111,7 @@ def test_checkpoints_hold_the_trained_parts(stages):
     }
     for name, files in expected.items():
         assert {p.name for p in (stages / name / "step_6").iterdir()} == files
-        stage = json.loads((stages / name / "step_6" / "stage.json").read_text())
+        stage = read_json(stages / name / "step_6" / "stage.json")
         assert stage["step"] == 6
         assert stage["fingerprints"]["llm"]["name"] == "llm"
         assert stage["metrics"]["n"]
@@ -81,37 +120,28 @@ def test_checkpoints_hold_the_trained_parts(stages):
     assert any((a[k] != c[k]).any() for k in a)
 
 
-def test_generate_and_score(stages, tune_run):
+def test_generate_and_score(stages, run, capsys):
     file = write_config(
         stages, "speech_generate", checkpoint=str(stages / "C"), output=str(stages / "p.jsonl")
     )
-    run_ok(tune_run, "speech_generate", "--config", file, cwd=stages)
-    rows = [json.loads(line) for line in (stages / "p.jsonl").read_text().splitlines()]
-    ids = [
-        json.loads(line)["id"]
-        for line in (stages / "data" / "manifest.jsonl").read_text().splitlines()
-    ]
-    assert [row["id"] for row in rows] == ids
+    assert run("speech_generate", "--config", file) == 0
+    rows, manifest = (read_jsonl(stages / name) for name in ("p.jsonl", "data/manifest.jsonl"))
+    assert [row["id"] for row in rows] == [row["id"] for row in manifest]
     one_by_one = ["batch_size=1", f"output={stages / 'p1.jsonl'}"]
-    run_ok(tune_run, "speech_generate", "--config", file, *one_by_one, cwd=stages)
-    singly = [json.loads(line) for line in (stages / "p1.jsonl").read_text().splitlines()]
+    assert run("speech_generate", "--config", file, *one_by_one) == 0
+    singly = read_jsonl(stages / "p1.jsonl")
     assert [r["prediction"] for r in singly] == [r["prediction"] for r in rows]
-    done = run_ok(
-        tune_run,
-        "speech_eval",
-        "--config",
-        "nano/speech_eval",
-        f"predictions={stages / 'p.jsonl'}",
-        cwd=stages,
-    )
-    report = json.loads((stages / "report.json").read_text())
-    assert report["n"]["asr"] == 8
-    assert "wer" in done.stdout.lower()
+    words = [f"predictions={stages / 'p.jsonl'}", f"output={stages / 'report.json'}"]
+    capsys.readouterr()
+    assert run("speech_eval", "--config", "nano/speech_eval", *words) == 0
+    assert "wer" in capsys.readouterr().out.lower()
+    assert read_json(stages / "report.json")["n"]["asr"] == 8
 
 
-@pytest.mark.parametrize("recipe", ["projector", "lora_finetune_text", "multimodal_fuse"])
-def test_two_processes_take_the_steps_of_one(stages, tune_run, recipe):
-    name = {"projector": "A", "lora_finetune_text": "B", "multimodal_fuse": "C"}[recipe]
+@pytest.mark.parametrize(
+    ("recipe", "name"), [("lora_finetune_text", "B"), ("multimodal_fuse", "C")]
+)
+def test_two_processes_take_the_steps_of_one(stages, tune_run, recipe, name):
     out = stages / f"{name}-two"
     extra = [f"output_dir={out}", "gradient_accumulation_steps=2", "eval_samples=2"]
     run_ok(
@@ -125,42 +155,108 @@ def test_two_processes_take_the_steps_of_one(stages, tune_run, recipe):
         cwd=stages,
     )
     assert losses(out) == pytest.approx(losses(stages / name), rel=1e-4)
-    file = {"A": "projector", "B": "adapter_model", "C": "projector"}[name] + ".safetensors"
-    one, two = (load_file(d / "step_6" / file) for d in (stages / name, out))
-    assert all((one[k] - two[k]).abs().max() < 1e-4 for k in one)
+    assert near_weights(stages / name / "step_6", out / "step_6")
 
 
-def test_resume_continues_the_steps(stages, tune_run):
-    file, out = stages / "multimodal_fuse.yaml", stages / "C-resumed"
-    run_ok(
-        tune_run,
-        "multimodal_fuse",
-        "--config",
-        file,
-        f"output_dir={out}",
-        "save_every_n_steps=3",
-        cwd=stages,
-    )
-    assert losses(out) == losses(stages / "C")
-    # As after a crash between steps 5 and 6: the checkpoint of step 3 is the newest whole one.
-    import shutil
+@pytest.fixture(scope="module")
+def noisy(stages, run):
+    """Stage C with dropout and masks, six steps at one go: its config and its folder."""
+    cfg = yaml.safe_load((stages / "multimodal_fuse.yaml").read_text())
+    cfg["projector"]["dropout"] = cfg["model"]["lora_dropout"] = 0.1
+    cfg["spec_augment"] = {"time_masks": 1, "time_width": 4, "freq_masks": 1, "freq_width": 3}
+    cfg["output_dir"] = str(stages / "C-noisy")
+    file = stages / "noisy.yaml"
+    file.write_text(yaml.safe_dump(cfg))
+    assert run("multimodal_fuse", "--config", file) == 0
+    assert losses(stages / "C-noisy") != losses(stages / "C")
+    return file, stages / "C-noisy"
 
-    shutil.rmtree(out / "step_6")
-    refused = tune_run("multimodal_fuse", "--config", file, f"output_dir={out}", cwd=stages)
-    assert refused.returncode == 1
-    assert "resume=true" in refused.stderr
-    run_ok(
-        tune_run,
-        "multimodal_fuse",
-        "--config",
-        file,
-        f"output_dir={out}",
-        "resume=true",
-        cwd=stages,
-    )
-    assert losses(out) == losses(stages / "C")
-    one, two = (load_file(d / "step_6" / "projector.safetensors") for d in (stages / "C", out))
-    assert all((one[k] == two[k]).all() for k in one)
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(noisy, run, capsys, num_workers):
+    file, whole = noisy
+    out = whole.with_name(f"C-stopped-{num_workers}")
+    words = ["multimodal_fuse", "--config", file, f"output_dir={out}", f"num_workers={num_workers}"]
+    assert run(*words, stop_after=3) == 143
+    assert losses(out) == losses(whole)[:3]
+    capsys.readouterr()
+    assert run(*words) == 1
+    assert "resume=true" in capsys.readouterr().err
+    assert run(*words, "max_steps=2", "resume=true") == 1
+    assert "max_steps: 2, but" in capsys.readouterr().err
+    assert run(*words, "resume=true") == 0
+    assert losses(out) == losses(whole)
+    assert near_weights(whole / "step_6", out / "step_6", atol=0)
+
+
+def test_resume_needs_the_checkpoints_of_earlier_stages_no_more(noisy, run):
+    file, whole = noisy
+    out = whole.with_name("C-alone")
+    shutil.copytree(whole, out)
+    words = ["projector_checkpoint=gone", "adapter_checkpoint=gone", "max_steps=7", "resume=true"]
+    assert run("multimodal_fuse", "--config", file, f"output_dir={out}", *words) == 0
+    assert len(losses(out)) == 7
+
+
+def test_another_number_of_processes_may_go_on(stages, run, tune_run):
+    out, words = stages / "A-grown", ["--config", stages / "projector.yaml"]
+    words.append(f"output_dir={out}")
+    assert run("projector", *words, stop_after=3) == 143
+    words += ["resume=true", "eval_samples=2"]
+    run_ok(tune_run, "--nproc_per_node", "2", "projector", *words, cwd=stages)
+    assert losses(out) == pytest.approx(losses(stages / "A"), rel=1e-4)
+    assert near_weights(stages / "A" / "step_6", out / "step_6")
+
+
+def test_changed_settings_and_the_checkpoint_are_told_when_going_on(stages, run, caplog):
+    out = stages / "A-changed"
+    shutil.copytree(stages / "A", out)
+    words = [f"output_dir={out}", "resume=true", "max_steps=7", "projector.dropout=0.1"]
+    words += ["learning_rate.projector.lr=0.1", "eval_dataset=null", "save_every_n_steps=1"]
+    with caplog.at_level(logging.INFO):
+        for name in ("_check", "_run"):
+            logging.getLogger(f"torchtune_speech.training.{name}").addHandler(caplog.handler)
+        assert run("projector", "--config", stages / "projector.yaml", *words) == 0
+    told = caplog.text
+    assert f"{out}: resume=true, going on from step_6" in told
+    for key in ("max_steps was 6 and is 7", "learning_rate.projector.lr was", "projector.dropout"):
+        assert told.count(key) == 1, key
+    # Without an evaluation of its own, it keeps the scores of the last one.
+    then, now = (training.read_stage(d / "step_6")["metrics"] for d in (stages / "A", out))
+    assert training.read_stage(out / "step_7")["metrics"] == then == now
+
+
+def test_keep_last_checkpoints(stages, run):
+    out = stages / "A-kept"
+    words = [f"output_dir={out}", "save_every_n_steps=1", "keep_last=2", "eval_dataset=null"]
+    assert run("projector", "--config", stages / "projector.yaml", *words, "max_steps=4") == 0
+    assert sorted(p.name for p in out.glob("step_*")) == ["step_3", "step_4"]
+
+
+def test_stage_c_begins_where_a_and_b_ended(stages, run):
+    out = stages / "C-still"
+    words = [f"output_dir={out}", "max_steps=2", "eval_dataset=null"]
+    words += ["learning_rate.projector.lr=0", "learning_rate.lora.lr=0"]
+    words.append("optimizer.weight_decay=0")
+    assert run("multimodal_fuse", "--config", stages / "multimodal_fuse.yaml", *words) == 0
+    for name, file in (("A", "projector"), ("B", "adapter_model")):
+        before, after = (
+            load_file(d / f"{file}.safetensors") for d in (stages / name / "step_6", out / "step_2")
+        )
+        assert before.keys() == after.keys()
+        assert all((before[k] == after[k]).all() for k in before)
+
+
+def test_the_first_steps_may_train_on_the_ctc_loss_alone(stages, run, capsys):
+    out = stages / "A-ctc"
+    words = ["projector", "--config", stages / "projector.yaml", f"output_dir={out}"]
+    words += ["ctc_only_steps=3", "ctc_weight=0.3", "eval_dataset=null"]
+    capsys.readouterr()
+    assert run(*words, "dataset.tasks=[asr,mt]") == 1
+    assert "ctc_only_steps: sample 0-mt has no speech" in capsys.readouterr().err
+    assert run(*words, "dataset.tasks=[asr]") == 0
+    rows = read_jsonl(out / "metrics.jsonl")
+    assert [row["loss"] == row["ctc_loss"] for row in rows] == [True] * 3 + [False] * 3
 
 
 KILL_GROUP = '''
@@ -204,16 +300,8 @@ def test_sigterm_to_the_process_group_ends_in_a_checkpoint(stages, tune_run):
     assert not (out / "evaluations.jsonl").exists()  # no time for that
 
 
-def test_a_projector_of_another_size_is_refused(stages, tune_run):
-    done = tune_run(
-        "projector",
-        "--config",
-        stages / "projector.yaml",
-        "projector.out_dim=16",
-        f"output_dir={stages / 'X'}",
-        cwd=stages,
-    )
-    assert done.returncode == 1
-    assert "projector.out_dim" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_projector_of_another_size_is_refused(stages, run, capsys):
+    words = ["projector.out_dim=16", f"output_dir={stages / 'X'}"]
+    assert run("projector", "--config", stages / "projector.yaml", *words) == 1
+    assert "projector.out_dim" in capsys.readouterr().err
     assert not (stages / "X").exists()
