@@ -21,7 +21,6 @@ from torchtune_speech.evaluation import UNANSWERABLE, format_table, score
 from torchtune_speech.files import iter_jsonl, write_json
 
 KEYS = {
-    "output_dir": "folder that other keys may refer to",
     "predictions": "JSON lines to score: a path, or a list of paths scored together",
     "manifest": "references by id for predictions without `target`; default: those have it",
     "where": "rows of the manifest that count, column: value or list; default: all",

@@ -177,7 +177,7 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys):
 def test_only_the_first_process_scores(tmp_path, monkeypatch, capsys):
     path = write(tmp_path / "predictions.jsonl", PREDICTIONS)
     words = ["speech_eval", "--config", "nano/speech_eval", f"predictions={path}"]
-    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "argv", [*words, "output=null"])
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as stop:
         speech_eval.recipe_main()
@@ -191,7 +191,7 @@ def test_tune_run(tmp_path):
     tune = Path(sys.executable).with_name("tune")
     command = [tune, "run", "speech_eval", "--config", "nano/speech_eval", f"predictions={path}"]
     done = subprocess.run(
-        [*map(str, command), "normalizer=basic"],
+        [*map(str, command), "normalizer=basic", "output=null"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
