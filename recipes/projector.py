@@ -32,7 +32,8 @@ KEYS = {
     "mixture": "weights of tasks, domains and languages; null for a shuffled pass over all samples",
     "spec_augment": "masks over time and bins, arguments of spec_augment; null for none",
     "ctc_weight": "weight of the projector's auxiliary CTC loss; 0 for none",
-    "ctc_only_steps": "first steps that train on the CTC loss alone, without running the LLM",
+    "ctc_only_steps": "first steps, a warm-up on the CTC loss without running the LLM",
+    "embedding_weight": "in the warm-up, weight of the distance to the embeddings CTC hears; or 0",
     "max_seq_len": "length of a packed row, and longest sample, in tokens",
     "rows_per_step": "rows of one optimizer step, over all processes",
     "gradient_accumulation_steps": "batches that a process splits its rows of a step into",
@@ -93,6 +94,8 @@ class ProjectorRecipe:
             needs_ctc=cfg.ctc_weight > 0 or only_ctc,
             only_speech=only_ctc,
         )
+        if only_ctc and cfg.embedding_weight > 0:
+            training.check_embedding_target(projector, self.dataset)
         if self.eval_dataset is not None:
             training.check_projector(projector, self.eval_dataset, key="eval_dataset")
         self.plan = training.build_plan(
@@ -165,14 +168,22 @@ class ProjectorRecipe:
                 rates = training.set_learning_rates(
                     self.optimizer, self.schedules, step.number, self.max_steps
                 )
-                losses = training.forward_backward(
-                    self.model,
-                    step_batches,
-                    process,
-                    dtype=self.dtype,
-                    ctc_weight=cfg.ctc_weight,
-                    only_ctc=step.number < cfg.ctc_only_steps,
-                )
+                if step.number < cfg.ctc_only_steps:
+                    losses = training.ctc_forward_backward(
+                        self.model,
+                        step_batches,
+                        process,
+                        dtype=self.dtype,
+                        embedding_weight=cfg.embedding_weight,
+                    )
+                else:
+                    losses = training.forward_backward(
+                        self.model,
+                        step_batches,
+                        process,
+                        dtype=self.dtype,
+                        ctc_weight=cfg.ctc_weight,
+                    )
                 grad_norm = training.update(
                     self.optimizer,
                     self.groups,

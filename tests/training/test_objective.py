@@ -17,6 +17,7 @@ from torchtune_speech.models import (
 from torchtune_speech.training import (
     Process,
     batch_loss,
+    ctc_forward_backward,
     forward_backward,
     initial_lora,
     trainable_groups,
@@ -207,9 +208,9 @@ def test_ctc_is_the_mean_over_the_labels_of_possible_utterances(world):
             labels += len(target) if fits else 0
             skipped += not fits
     assert skipped and labels
-    losses, gradient = loss_and_gradient(model, batches, only_ctc=True)
+    losses, gradient = loss_and_gradient(model, batches, ctc_weight=0.3)
     total = sum(
-        batch_loss(model, b, only_ctc=True)[1].item() for b in batches if b["frames"] is not None
+        batch_loss(model, b, with_ctc=True)[1].item() for b in batches if b["frames"] is not None
     )
     assert losses.ctc == pytest.approx(total / labels, rel=1e-5)
     assert losses.ctc_skipped == skipped
@@ -260,3 +261,25 @@ def test_augmentation_depends_on_seed_step_and_audio_only(world):
     assert by_utterance(plain) != by_utterance(whole)
     later = StepBatches(dataset, augment=masks)[dataclasses.replace(step, number=1)][0]
     assert by_utterance(later) != by_utterance(whole)
+
+
+def test_the_warm_up_does_not_depend_on_packing_and_leaves_the_llm_alone(world):
+    model, dataset = world
+    packed, padded = first_step(dataset), first_step(dataset, packed=False)
+    groups = trainable_groups(model, "projector", "lora")
+    results = []
+    for batches in (
+        StepBatches(dataset)[packed],
+        StepBatches(dataset, accumulation=3)[packed],
+        StepBatches(dataset)[padded],
+    ):
+        speech = [b for b in batches if b["frames"] is not None]
+        model.zero_grad(set_to_none=True)
+        losses = ctc_forward_backward(model, speech, ONE)
+        assert losses.loss == losses.ctc
+        grads = [p.grad for p in groups["projector"].values() if p.grad is not None]
+        results.append((losses.loss, torch.cat([g.flatten() for g in grads])))
+        assert all(p.grad is None for p in groups["lora"].values())
+    for loss, gradient in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-5)
+        assert ((gradient - results[0][1]).norm() / gradient.norm()).item() < 1e-5

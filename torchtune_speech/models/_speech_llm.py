@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torchtune.modules import TransformerDecoder
 
+from torchtune_speech.modules import embedding_distance_sum
+
 
 def splice_speech(embeddings_bsd: Tensor, vectors_nd: Tensor, speech_index_n: Tensor) -> Tensor:
     """Put speech vectors where the placeholders are.
@@ -63,7 +65,8 @@ class SpeechLLM(nn.Module):
         select: Tensor | None = None,
         return_ctc: bool = False,
         only_ctc: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        with_distance: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
         """Logits, at all positions or at the selected ones.
 
         Args:
@@ -78,14 +81,18 @@ class SpeechLLM(nn.Module):
             input_pos: position of each token in its sample, ``[b, s]``.
             select: flat positions whose logits are wanted, ``[m]``; None for all.
             return_ctc: also return the projector's CTC logits, ``[n, labels]``.
-            only_ctc: return the CTC logits alone, without running the decoder.
+            only_ctc: run the projector alone, without the decoder.
+            with_distance: with ``only_ctc``, also return the summed distance of the speech vectors
+                to the embeddings of what CTC hears (:func:`embedding_distance_sum`); the CTC
+                labels must be the LLM's tokens, one logit vector for each speech vector.
 
         Returns:
             Logits ``[m, vocab]``, or ``[b, s, vocab]`` without ``select``; with ``return_ctc`` a
-            pair of logits and CTC logits; with ``only_ctc`` the latter.
+            pair of logits and CTC logits; with ``only_ctc`` a pair of CTC logits and that
+            distance (None when not asked for).
         """
         if only_ctc:
-            return self._project(frames, frame_lengths, return_ctc=True)[1]
+            return self._only_ctc(frames, frame_lengths, with_distance)
         h = self.decoder.tok_embeddings(tokens)
         ctc_logits = None
         if frames is not None:
@@ -111,6 +118,15 @@ class SpeechLLM(nn.Module):
         if frame_lengths.numel() == 0:
             return h + 0.0 * vectors.sum().to(h.dtype), ctc_logits
         return splice_speech(h, vectors, speech_index), ctc_logits
+
+    def _only_ctc(
+        self, frames: Tensor, frame_lengths: Tensor, with_distance: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        vectors, ctc_logits = self._project(frames, frame_lengths, return_ctc=True)
+        if not with_distance:
+            return ctc_logits, None
+        table = self.decoder.tok_embeddings.weight
+        return ctc_logits, embedding_distance_sum(vectors, ctc_logits, table)
 
     def _project(
         self, frames: Tensor, frame_lengths: Tensor, return_ctc: bool

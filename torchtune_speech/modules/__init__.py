@@ -7,6 +7,7 @@ from torchtune_speech.modules._attention import (
     rotary_angles,
 )
 from torchtune_speech.modules._ctc import ctc_greedy, ctc_loss_sum, ctc_possible
+from torchtune_speech.modules._embedding_distance import embedding_distance_sum
 from torchtune_speech.modules._layers import (
     Activation,
     ConformerConvolution,
@@ -37,6 +38,7 @@ __all__ = [
     "ctc_greedy",
     "ctc_loss_sum",
     "ctc_possible",
+    "embedding_distance_sum",
     "feed_forward",
     "length_groups",
     "packed_attention",

@@ -4,6 +4,7 @@ from torchtune_speech.training._build import build_speech_llm, initial_lora, met
 from torchtune_speech.training._check import (
     check_checkpoint_fits,
     check_counts,
+    check_embedding_target,
     check_frame_width,
     check_projector,
     check_resume,
@@ -32,6 +33,7 @@ from torchtune_speech.training._objective import (
     StepLoss,
     autocast,
     batch_loss,
+    ctc_forward_backward,
     forward_backward,
     to_device,
 )
@@ -76,6 +78,7 @@ __all__ = [
     "build_speech_llm",
     "check_checkpoint_fits",
     "check_counts",
+    "check_embedding_target",
     "check_finite",
     "check_frame_width",
     "check_learning_rates",
@@ -83,6 +86,7 @@ __all__ = [
     "check_resume",
     "clip_gradients",
     "compute_dtype",
+    "ctc_forward_backward",
     "dry_run",
     "dry_run_report",
     "end_process",

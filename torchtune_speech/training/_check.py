@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchtune.utils import get_logger, log_rank_zero
 
-from torchtune_speech.data import SpeechDataset
+from torchtune_speech.data import SpeechDataset, TokenLabels
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import check_fingerprint
 from torchtune_speech.training._checkpoint import is_peft_folder, read_stage
@@ -106,6 +106,28 @@ def check_projector(
         raise InputError(
             f"projector.ctc_vocab_size: {size or 'null'}, but {key}.ctc has {labels} labels; "
             f"set projector.ctc_vocab_size={labels}, or {key}.ctc=null"
+        )
+
+
+def check_embedding_target(projector: nn.Module, dataset: SpeechDataset) -> None:
+    """Refuse a warm-up towards embeddings whose CTC labels are no tokens of the LLM.
+
+    Args:
+        projector: the projector.
+        dataset: training data.
+
+    Raises:
+        InputError: naming the key to change.
+    """
+    if not isinstance(dataset.ctc, TokenLabels):
+        raise InputError(
+            "embedding_weight: the distance to embeddings needs the LLM's tokens as CTC labels; "
+            "set dataset.ctc=tokens, or embedding_weight=0"
+        )
+    if projector.ctc_length(97) != projector.output_length(97):
+        raise InputError(
+            "embedding_weight: needs a CTC vector for each speech vector; set out_stack=1 "
+            "(and raise projector.stack), or embedding_weight=0"
         )
 
 

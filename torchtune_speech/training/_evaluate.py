@@ -100,7 +100,7 @@ def ctc_transcripts(
     model.eval()
     with autocast(device, dtype):
         tokens = torch.zeros(1, 1, dtype=torch.long, device=device)
-        logits = model(
+        logits, _ = model(
             tokens, frames=torch.cat(frames).to(device), frame_lengths=lengths, only_ctc=True
         )
     model.train(was_training)

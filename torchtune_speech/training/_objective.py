@@ -42,7 +42,6 @@ def forward_backward(
     *,
     dtype: torch.dtype = torch.float32,
     ctc_weight: float = 0.0,
-    only_ctc: bool = False,
 ) -> StepLoss:
     """Accumulate the gradient of a step's mean loss.
 
@@ -56,33 +55,30 @@ def forward_backward(
         process: this process.
         dtype: precision of the matrix products; below float32 by autocast.
         ctc_weight: weight of the projector's CTC loss. Default 0, which skips it.
-        only_ctc: leave the LLM out and train on the CTC loss alone, as a warm start of the
-            projector; ``loss`` is then the CTC loss.
 
     Returns:
         The losses and counts of the step.
     """
-    wants_ctc = ctc_weight > 0 or only_ctc
-    counts = _counts(batches, model.projector.ctc_length if wants_ctc else None)
+    counts = _counts(batches, model.projector.ctc_length if ctc_weight > 0 else None)
     supervised, labels, skipped, tokens, slots = (int(n) for n in process.sum(*counts))
-    use_ctc = wants_ctc and labels > 0
+    use_ctc = ctc_weight > 0 and labels > 0
     # Read at the end of the step only: reading a number waits for the device.
     totals = torch.zeros(2, dtype=torch.float64, device=process.device)
     for batch in batches:
         batch = to_device(batch, process.device)
         with autocast(process.device, dtype):
-            ce_sum, ctc_sum = batch_loss(model, batch, with_ctc=use_ctc, only_ctc=only_ctc)
+            ce_sum, ctc_sum = batch_loss(model, batch, with_ctc=use_ctc)
         loss = ce_sum / max(supervised, 1)
         totals[0] += ce_sum.detach()
         if ctc_sum is not None:
-            loss = loss + (1.0 if only_ctc else ctc_weight) * ctc_sum / max(labels, 1)
+            loss = loss + ctc_weight * ctc_sum / max(labels, 1)
             totals[1] += ctc_sum.detach()
         # FSDP averages gradients over processes; the sums above want adding up.
         (loss * process.world_size).backward()
     ce_total, ctc_total = process.sum(*totals.tolist())
     ctc = ctc_total / max(labels, 1)
     return StepLoss(
-        loss=ctc if only_ctc else ce_total / max(supervised, 1),
+        loss=ce_total / max(supervised, 1),
         ctc=ctc if use_ctc else None,
         ctc_skipped=skipped,
         supervised_tokens=supervised,
@@ -91,8 +87,64 @@ def forward_backward(
     )
 
 
+def ctc_forward_backward(
+    model: SpeechLLM,
+    batches: Sequence[Batch],
+    process: Process,
+    *,
+    dtype: torch.dtype = torch.float32,
+    embedding_weight: float = 0.0,
+) -> StepLoss:
+    """Accumulate the gradient of a warm-up step of the projector, without running the LLM.
+
+    The CTC loss teaches the projector what is said; the distance to the embeddings of what CTC
+    hears (:func:`embedding_distance_sum`) teaches it to say so in the LLM's own alphabet.
+
+    Args:
+        model: the model; its projector has a CTC head.
+        batches: this process's batches of the step, with speech.
+        process: this process.
+        dtype: precision of the matrix products; below float32 by autocast.
+        embedding_weight: weight of the mean distance. Default 0, which skips it; above, the CTC
+            labels must be the LLM's tokens.
+
+    Returns:
+        The losses and counts of the step; ``loss`` is the CTC loss.
+    """
+    vectors = sum(b["speech_index"].numel() for b in batches)
+    counts = _counts(batches, model.projector.ctc_length)
+    *counts, vectors = (int(n) for n in process.sum(*counts, vectors))
+    supervised, labels, skipped, tokens, slots = counts
+    total = torch.zeros((), dtype=torch.float64, device=process.device)
+    for batch in batches:
+        batch = to_device(batch, process.device)
+        with autocast(process.device, dtype):
+            ctc_logits, distance_sum = model(
+                batch["tokens"],
+                frames=batch["frames"],
+                frame_lengths=batch["frame_lengths"],
+                only_ctc=True,
+                with_distance=embedding_weight > 0,
+            )
+            ctc_sum = _ctc_sum(model, batch, ctc_logits)
+        loss = ctc_sum / max(labels, 1)
+        if embedding_weight > 0:
+            loss = loss + embedding_weight * distance_sum / max(vectors, 1)
+        total += ctc_sum.detach()
+        (loss * process.world_size).backward()
+    ctc = process.sum(total.item())[0] / max(labels, 1)
+    return StepLoss(
+        loss=ctc,
+        ctc=ctc,
+        ctc_skipped=skipped,
+        supervised_tokens=supervised,
+        tokens=tokens,
+        slots=slots,
+    )
+
+
 def batch_loss(
-    model: SpeechLLM, batch: Batch, with_ctc: bool = False, only_ctc: bool = False
+    model: SpeechLLM, batch: Batch, with_ctc: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Summed losses of a batch.
 
@@ -100,7 +152,6 @@ def batch_loss(
         model: the model.
         batch: on the model's device.
         with_ctc: also the projector's CTC loss.
-        only_ctc: the CTC loss alone, without running the LLM.
 
     Returns:
         Cross-entropy summed over the supervised tokens, and CTC loss summed over the utterances
@@ -108,9 +159,6 @@ def batch_loss(
     """
     speech = {k: batch[k] for k in ("frames", "frame_lengths", "speech_index")}
     with_ctc = with_ctc and batch["frames"] is not None
-    if only_ctc:
-        ctc_logits = model(batch["tokens"], **speech, only_ctc=True)
-        return ctc_logits.new_zeros(()), _ctc_sum(model, batch, ctc_logits)
     select = batch["select"]
     output = model(
         batch["tokens"],
