@@ -2,7 +2,8 @@
 
 Only the projector learns. Its speech vectors stand in the prompt where the speech would be, and the
 cross-entropy of the answer flows back through the frozen LLM into it. Runs in one process
-(`tune run projector`) or in many (`tune run --nproc_per_node 8 projector`), with the same results.
+(`tune run projector`) or in many (`tune run --nproc_per_node 8 projector`), with the same results
+(to rounding, and without dropout).
 """
 
 import sys
@@ -140,12 +141,15 @@ class ProjectorRecipe:
             Whether SIGTERM ended the run early.
         """
         cfg, process = self.cfg, self.process
+        # One shape for all batches, or compiled code and flex attention would be compiled again.
+        static = cfg.compile or process.device.type == "cuda"
         batches = StepBatches(
             self.dataset,
             rank=process.rank,
             world_size=process.world_size,
             accumulation=cfg.gradient_accumulation_steps,
-            seq_len=cfg.max_seq_len if cfg.compile else None,
+            seq_len=cfg.max_seq_len if static else None,
+            rows_per_step=cfg.rows_per_step if static else None,
             augment=cfg.spec_augment,
             seed=cfg.seed,
         )

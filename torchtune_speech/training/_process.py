@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torchtune import training, utils
 
 from torchtune_speech.errors import InputError
+from torchtune_speech.training._device import find_device
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,14 +71,7 @@ def start_process(device: str) -> Process:
     Raises:
         InputError: if this machine has no such device.
     """
-    try:
-        here = utils.get_device(device=device)
-        # On a machine without a GPU torchtune takes the CPU for cuda, and says nothing.
-        found = here.type == torch.device(device).type
-    except (RuntimeError, AttributeError):
-        found = False
-    if not found:
-        raise InputError(f"device: {device}: not on this machine; set device=cpu, or another")
+    here = find_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group(training.get_distributed_backend(here.type))
     world_size, rank = utils.get_world_size_and_rank()

@@ -158,7 +158,9 @@ def step_metrics(
     Returns:
         The metrics; ``fill`` is the share of computed positions that held tokens.
     """
-    ctc = {} if losses.ctc is None else {"ctc_loss": losses.ctc}
+    ctc = {}
+    if losses.ctc is not None:
+        ctc = {"ctc_loss": losses.ctc, "ctc_skipped": losses.ctc_skipped}
     return {
         "loss": losses.loss,
         **ctc,
