@@ -366,7 +366,7 @@ def resume_with_other_steps(world, tmp):
 
 @case("projector", "A/step_1: resume=true, but the data of the run was another; go on with what")
 def resume_with_other_data(world, tmp):
-    return [f"output_dir={world / 'A'}", "resume=true", "dataset.tasks=[asr]"]
+    return [f"output_dir={world / 'A'}", "resume=true", "dataset.tasks=[asr]", "mixture=null"]
 
 
 # ---- settings -----------------------------------------------------------------------------------
