@@ -8,20 +8,19 @@ the text and the voices is done by the recipes, with configs/an4.
 
 import argparse
 import random
-import subprocess
-import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torchtune_speech.config import one_line_errors
 from torchtune_speech.data import load_manifest, write_manifest
 from torchtune_speech.datasets import an4_manifests
-from torchtune_speech.files import read_json, write_json, write_jsonl
+from torchtune_speech.files import write_jsonl
+from torchtune_speech.nano._pipeline import PipelineStep, run_pipeline, training_step, tune
 from torchtune_speech.nano._voices import TRAIN_VOICES, Utterance, write_speech
 
 INSTRUCTION = "Transcribe the English content."
+OUT = Path("runs/an4")  # as in configs/an4
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,42 +42,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     with one_line_errors():
-        run_an4(Path(options.source), Path("runs/an4"))
+        run_an4(Path(options.source))
 
 
-def run_an4(source: Path, out: Path) -> None:
+def run_an4(source: Path) -> None:
     """Make what is missing: data, LLM, features, projector, predictions and scores.
 
     Args:
         source: see :func:`an4_manifests`.
-        out: folder of the run, the one that configs/an4 names.
     """
+    steps = [
+        PipelineStep(
+            "data", OUT / "data" / "lm_text.jsonl", lambda: build_an4_world(source, OUT / "data")
+        ),
+        PipelineStep("llm", OUT / "llm" / "config.json", _pretrain),
+        PipelineStep(
+            "features", OUT / "features" / "index.parquet", tune("an4", "extract_features")
+        ),
+        training_step("an4", "projector", "A"),
+        PipelineStep("predict A", OUT / "predictions.jsonl", tune("an4", "speech_generate")),
+    ]
+    seconds = run_pipeline(steps, OUT / "seconds.json")
+    tune("an4", "speech_eval")()
+    print(f"{sum(seconds.values()) / 60:.1f} minutes in all")
+
+
+def _pretrain() -> None:
     from torchtune_speech.nano._llm import pretrain_llm
 
-    seconds = read_json(out / "seconds.json") if (out / "seconds.json").is_file() else {}
-
-    def step(name: str, product: Path, do: Callable[[], object]) -> None:
-        if product.exists():
-            return
-        print(f"\n== {name}", flush=True)
-        began = time.perf_counter()
-        do()
-        seconds[name] = round(time.perf_counter() - began, 1)
-        write_json(out / "seconds.json", seconds)
-
-    data = out / "data"
-    step("data", data / "lm_text.jsonl", lambda: build_an4_world(source, data))
-    step(
-        "llm",
-        out / "llm" / "config.json",
-        lambda: pretrain_llm(data, out / "llm", steps=600, own_tokenizer=True),
-    )
-    step("features", out / "features" / "index.parquet", lambda: _tune("extract_features"))
-    step("projector", out / "A", lambda: _tune("projector"))
-    predictions = out / "predictions.jsonl"
-    step("predictions", predictions, lambda: _tune("speech_generate"))
-    _tune("speech_eval")
-    print(f"{sum(seconds.values()) / 60:.1f} minutes in all; report: {out / 'report.json'}")
+    pretrain_llm(OUT / "data", OUT / "llm", own_tokenizer=True)
 
 
 def build_an4_world(source: Path, data: Path, *, num_spoken: int = 3000, seed: int = 0) -> None:
@@ -146,14 +138,6 @@ def _lm_rows(
             text = rng.choice(transcripts) if kind < 0.6 else next(sentences)
         prompt = "" if kind > 0.85 else f"{text}\n{INSTRUCTION}"
         yield {"kind": "repeat" if prompt else "text", "prompt": prompt, "target": text}
-
-
-def _tune(recipe: str) -> None:
-    tune = Path(sys.executable).with_name("tune")
-    words = [str(tune), "run", recipe, "--config", f"an4/{recipe}"]
-    done = subprocess.run(words, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

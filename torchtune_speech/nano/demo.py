@@ -6,18 +6,22 @@ that a demo that was stopped goes on where it was.
 """
 
 import argparse
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from torchtune_speech.config import one_line_errors
-from torchtune_speech.files import read_json, read_jsonl, write_json
+from torchtune_speech.files import read_jsonl, write_json
+from torchtune_speech.nano._pipeline import (
+    PipelineStep,
+    command,
+    run_pipeline,
+    training_step,
+    tune,
+)
 from torchtune_speech.nano.report import SYSTEMS, demo_report, format_demo_table
 
 NORMALIZER = "whisper"
+OUT = Path("runs/nano")  # as in configs/nano
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,89 +33,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m torchtune_speech.nano.demo",
         description="Train and score a speech LLM of a few million parameters on a laptop's CPU.",
-        epilog="Writes runs/nano/report.json; start again from nothing by removing runs/nano.",
+        epilog=f"Writes {OUT}/report.json; start again from nothing by removing {OUT}.",
     )
     parser.parse_args(arguments)
     with one_line_errors():
-        run_demo(Path("runs/nano"))
+        run_demo()
 
 
-def run_demo(out: Path) -> None:
-    """Run what is not there yet, print the table and write the report.
-
-    Args:
-        out: folder of the demo, the one that configs/nano names.
-    """
-    seconds = _seconds_so_far(out)
-    for name, product, words in _commands(out):
-        if product.exists():
-            continue
-        print(f"\n== {name}: {' '.join(words)}", flush=True)
-        began = time.perf_counter()
-        done = subprocess.run([Path(sys.executable).with_name(words[0]), *words[1:]], check=False)
-        if done.returncode:
-            sys.exit(done.returncode)
-        seconds[name] = round(time.perf_counter() - began, 1)
-        write_json(out / "seconds.json", seconds)
-    predictions = {name: read_jsonl(out / f"predictions-{name}.jsonl") for name in SYSTEMS}
+def run_demo() -> None:
+    """Run what is not there yet, print the table and write the report."""
+    seconds = run_pipeline(demo_steps(), OUT / "seconds.json")
+    predictions = {name: read_jsonl(OUT / f"predictions-{name}.jsonl") for name in SYSTEMS}
     report = demo_report(predictions, seconds=seconds, normalizer=NORMALIZER)
-    write_json(out / "report.json", report)
+    write_json(OUT / "report.json", report)
     print("\n" + format_demo_table(report))
-    print(f"\n{sum(seconds.values()) / 60:.1f} minutes in all; report: {out / 'report.json'}")
+    print(f"\n{sum(seconds.values()) / 60:.1f} minutes in all; report: {OUT / 'report.json'}")
     print("Try it on one file:")
     print(
         "  tune run speech_generate --config nano/speech_generate checkpoint=runs/nano/C \\\n"
-        f"    dataset=null audio={out}/data/audio/test-00000.flac \\\n"
+        f"    dataset=null audio={OUT}/data/audio/test-00000.flac \\\n"
         '    instruction="Transcribe the English content."'
     )
 
 
-def _commands(out: Path) -> list[tuple[str, Path, list[str]]]:
-    """Name, what shows that it was done, and command of each step, in order."""
-    python = "python" if os.name != "nt" else "python.exe"
+def demo_steps() -> list[PipelineStep]:
+    """The steps of the demo, in order."""
+    data, llm = str(OUT / "data"), str(OUT / "llm")
+    nano = ("python", "-m", "torchtune_speech.nano")
     steps = [
-        (
-            "world",
-            out / "data" / "world.json",
-            [python, "-m", "torchtune_speech.nano", "world", "--out", f"{out}/data"],
+        PipelineStep(
+            "world", OUT / "data" / "world.json", lambda: command(*nano, "world", "--out", data)
         ),
-        (
+        PipelineStep(
             "llm",
-            out / "llm" / "config.json",
-            [
-                python,
-                "-m",
-                "torchtune_speech.nano",
-                "llm",
-                "--data",
-                f"{out}/data",
-                "--out",
-                f"{out}/llm",
-            ],
+            OUT / "llm" / "config.json",
+            lambda: command(*nano, "llm", "--data", data, "--out", llm),
         ),
-        ("features", out / "features" / "index.parquet", _tune("extract_features")),
+        PipelineStep(
+            "features", OUT / "features" / "index.parquet", tune("nano", "extract_features")
+        ),
+        training_step("nano", "projector", "A"),
+        training_step("nano", "lora_finetune_text", "B"),
+        training_step("nano", "multimodal_fuse", "C"),
     ]
-    for stage, recipe in (
-        ("A", "projector"),
-        ("B", "lora_finetune_text"),
-        ("C", "multimodal_fuse"),
-    ):
-        steps.append((stage, out / stage, _tune(recipe)))
     for name, options in SYSTEMS.items():
-        file = out / f"predictions-{name}.jsonl"
-        steps.append(
-            (f"predict {name}", file, _tune("speech_generate", f"output={file}", *options))
-        )
+        file = OUT / f"predictions-{name}.jsonl"
+        run = tune("nano", "speech_generate", f"output={file}", *options)
+        steps.append(PipelineStep(f"predict {name}", file, run))
     return steps
-
-
-def _tune(recipe: str, *options: str) -> list[str]:
-    return ["tune", "run", recipe, "--config", f"nano/{recipe}", *options]
-
-
-def _seconds_so_far(out: Path) -> dict[str, float]:
-    file = out / "seconds.json"
-    return read_json(file) if file.is_file() else {}
 
 
 if __name__ == "__main__":
