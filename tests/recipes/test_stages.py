@@ -250,7 +250,7 @@ def test_stage_c_begins_where_a_and_b_ended(stages, run):
 def test_the_first_steps_may_train_on_the_ctc_loss_alone(stages, run, capsys):
     out = stages / "A-ctc"
     words = ["projector", "--config", stages / "projector.yaml", f"output_dir={out}"]
-    words += ["ctc_only_steps=3", "ctc_weight=0.3", "eval_dataset=null"]
+    words += ["ctc_only_steps=3", "ctc_weight=0.3", "eval_dataset=null", "mixture=null"]
     capsys.readouterr()
     assert run(*words, "dataset.tasks=[asr,mt]") == 1
     assert "ctc_only_steps: sample 0-mt has no speech" in capsys.readouterr().err
