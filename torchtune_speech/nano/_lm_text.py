@@ -38,11 +38,12 @@ _TRANSLATE = {
     "zh": ("Chinese:", "Translate the words: Chinese", "中文："),
 }
 _AFTER = {
-    "en": ("What follows {}?", "Nothing."),
-    "de": ("Was folgt auf {}?", "Nichts."),
-    "it": ("Che cosa segue {}?", "Niente."),
-    "zh": ("{}后面是什么？", "没有。"),
+    "en": "What follows {}?",
+    "de": "Was folgt auf {}?",
+    "it": "Che cosa segue {}?",
+    "zh": "{}后面是什么？",
 }
+_NOTHING = {"en": "Nothing.", "de": "Nichts.", "it": "Niente.", "zh": "没有。"}
 _ENGLISH_WORDS = sorted(
     {word for table in TABLES for entry in table for word in entry.en.split()} | {"the"}
 )
@@ -127,7 +128,7 @@ def _repeat(rng: random.Random, draw: Callable[[], Sentence]) -> dict[str, str]:
 
 def _translate_phrases(rng: random.Random) -> dict[str, str]:
     lang = rng.choice(("de", "it", "zh"))
-    phrases = _phrases(rng, rng.randint(1, 2))
+    phrases = _phrases(rng, rng.randint(1, 4))
     source, target = (
         _punctuate(_COMMA[side].join(phrase[side] for phrase in phrases), side)
         for side in ("en", lang)
@@ -137,17 +138,68 @@ def _translate_phrases(rng: random.Random) -> dict[str, str]:
 
 
 def _find_span(rng: random.Random) -> dict[str, str]:
-    """An English list, and what follows one of its items, asked in any language."""
+    """An English list and a question on it in any language; three in ten have no answer."""
     lang = rng.choice(LANGUAGES)
-    *listed, other = _phrases(rng, rng.randint(3, 5), words=False)
-    text = _punctuate(_COMMA["en"].join(phrase["en"] for phrase in listed), "en")
-    question, nothing = _AFTER[lang]
-    at = rng.randrange(len(listed) - 1)
-    if rng.random() < 0.2:
-        asked, target = other[lang], nothing
+    if rng.random() < 0.3:
+        text, asked, answer = _what_follows(rng, lang)
     else:
-        asked, target = listed[at][lang], _punctuate(listed[at + 1][lang], lang)
-    return {"kind": "span", "prompt": f"{text}\n{question.format(asked)}", "target": target}
+        text, asked, answer = _what_goes_with(rng, lang)
+    target = _punctuate(answer, lang) if answer else _NOTHING[lang]
+    return {"kind": "span", "prompt": f"{text}\n{asked}", "target": target}
+
+
+def _what_follows(rng: random.Random, lang: str) -> tuple[str, str, str]:
+    *listed, other = _phrases(rng, rng.randint(3, 5), words=False)
+    at = rng.randrange(len(listed) - 1)
+    if rng.random() < 0.3:
+        asked, answer = other[lang], ""
+    else:
+        asked, answer = listed[at][lang], listed[at + 1][lang]
+    text = _punctuate(_COMMA["en"].join(phrase["en"] for phrase in listed), "en")
+    return text, _AFTER[lang].format(asked), answer
+
+
+def _what_goes_with(rng: random.Random, lang: str) -> tuple[str, str, str]:
+    """One or two notes, each a person, a deed, and a place, time or things, in any order."""
+    note, second, other = _notes(rng)
+    lines = [_jot(note, rng)] + ([_jot(second, rng)] if rng.random() < 0.4 else [])
+    rng.shuffle(lines)
+    kind = rng.choice(_kinds(note))
+    by = "verb" if kind == "who" or rng.random() < 0.5 else "subject"
+    key, answer = getattr(note, by), answer_phrase(note, kind, lang)
+    share = rng.random()
+    if share < 0.15:
+        key, answer = getattr(other, by), ""
+    elif share < 0.3:
+        kind = rng.choice([kind for kind in ("where", "when", "what") if kind not in _kinds(note)])
+        answer = ""
+    word = rng.choice([word for word in QUESTION_WORDS if word.en == kind])
+    name = key.base if lang == "en" and by == "verb" else getattr(key, lang)
+    asked = capitalize(f"{getattr(word, lang)}{_COMMA[lang]}{name}")
+    return _punctuate("; ".join(lines), "en"), asked + ("？" if lang == "zh" else "?"), answer
+
+
+def _notes(rng: random.Random) -> list[Sentence]:
+    """Draws three sentences with different people and deeds."""
+    while True:
+        notes = [draw_sentence(rng) for _ in range(3)]
+        if len({note.verb for note in notes}) == len({note.subject for note in notes}) == 3:
+            return notes
+
+
+def _jot(note: Sentence, rng: random.Random) -> str:
+    kinds = [kind for kind in _kinds(note) if kind != "how many"]
+    parts = [answer_phrase(note, kind, "en") for kind in kinds]
+    rng.shuffle(parts)
+    parts.insert(rng.randint(1, len(parts)), note.verb.en)  # text never starts with a verb
+    return _COMMA["en"].join(parts)
+
+
+def _kinds(note: Sentence) -> list[str]:
+    kinds = ["who"]
+    kinds += ["where"] if note.place else []
+    kinds += ["when"] if note.time else []
+    return kinds + (["what", "how many"] if note.thing else [])
 
 
 def _continue(rng: random.Random, draw: Callable[[], Sentence]) -> dict[str, str]:
