@@ -9,7 +9,7 @@ Everything is a pure function of the random generator that is passed in.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torchtune_speech.nano._lexicon import (
     INTRANSITIVE_VERBS,
@@ -32,6 +32,8 @@ from torchtune_speech.nano._lexicon import (
 )
 
 QUESTION_KINDS = ("who", "where", "when", "what", "how many")
+# Of the unanswerable questions on sentences that leave a place or a time out.
+_LEFT_OUT_SHARE = 0.3
 UNANSWERABLE = {
     "en": "Not answerable.",
     "de": "Nicht zu beantworten.",
@@ -198,8 +200,9 @@ def draw_question(
     """Draws a question on a sentence.
 
     Unanswerable questions come in two sorts: on what the sentence leaves out (the time of a
-    sentence without one), and on somebody or something else than the sentence speaks of. Both are
-    worded like answerable ones, so that the question alone never gives the answer away.
+    sentence without one), and, as in NLE 2026 (arXiv 2607.01960), ones that belong to another
+    sentence. Both are worded like answerable ones, so that the question alone never gives the
+    answer away.
 
     Args:
         sentence: The sentence that is asked about.
@@ -210,6 +213,23 @@ def draw_question(
     Returns:
         The question and its answer.
     """
+    kinds = _answerable_kinds(sentence)
+    if answerable:
+        kind = rng.choice(kinds)
+        return Question(
+            kind, True, _question_text(sentence, kind, lang), _answer_text(sentence, kind, lang)
+        )
+    # "What does the doctor wait?" is no question, so only places and times can be left out.
+    left_out = [kind for kind in ("where", "when") if kind not in kinds]
+    if left_out and rng.random() < _LEFT_OUT_SHARE:
+        kind, asked = rng.choice(left_out), sentence
+    else:
+        asked = _other_sentence(sentence, rng)
+        kind = rng.choice(_answerable_kinds(asked))
+    return Question(kind, False, _question_text(asked, kind, lang), UNANSWERABLE[lang])
+
+
+def _answerable_kinds(sentence: Sentence) -> list[str]:
     has = {
         "who": True,
         "where": sentence.place is not None,
@@ -217,17 +237,7 @@ def draw_question(
         "what": sentence.thing is not None,
         "how many": sentence.thing is not None,
     }
-    kinds = [kind for kind in QUESTION_KINDS if has[kind]]
-    if answerable:
-        kind = rng.choice(kinds)
-        return Question(
-            kind, True, _question_text(sentence, kind, lang), _answer_text(sentence, kind, lang)
-        )
-    # "What does the doctor wait?" is no question, so only places and times can be left out.
-    left_out = [kind for kind in ("where", "when") if not has[kind]]
-    kind = rng.choice(kinds + left_out)
-    asked = sentence if kind in left_out else _alter(sentence, kind, rng)
-    return Question(kind, False, _question_text(asked, kind, lang), UNANSWERABLE[lang])
+    return [kind for kind in QUESTION_KINDS if has[kind]]
 
 
 def answer_phrase(sentence: Sentence, kind: str, lang: str) -> str:
@@ -257,26 +267,14 @@ def _answer_text(sentence: Sentence, kind: str, lang: str) -> str:
     return _finish(lang, answer_phrase(sentence, kind, lang))
 
 
-def _alter(sentence: Sentence, kind: str, rng: random.Random) -> Sentence:
-    """Changes one thing that such a question mentions, so that it asks past the sentence."""
-    mentioned = ["verb"]
-    if kind != "who":
-        mentioned.append("subject")
-    if sentence.thing and kind != "what":
-        mentioned.append("thing")
-    if not sentence.thing and kind == "who":
-        mentioned.append("place" if sentence.place else "time")
-    part = rng.choice(mentioned)
-    verbs = TRANSITIVE_VERBS if sentence.thing else INTRANSITIVE_VERBS
-    table = {
-        "verb": verbs,
-        "subject": SUBJECTS,
-        "thing": THINGS,
-        "place": PLACES,
-        "time": TIMES,
-    }[part]
-    said = getattr(sentence, part)
-    return replace(sentence, **{part: rng.choice([entry for entry in table if entry != said])})
+def _other_sentence(sentence: Sentence, rng: random.Random) -> Sentence:
+    """Draws a sentence that has no word of this one that a question could mention."""
+    mentioned = ("subject", "verb", "thing", "place", "time")
+    said = [getattr(sentence, part) for part in mentioned if getattr(sentence, part)]
+    while True:
+        other = draw_sentence(rng)
+        if not any(getattr(other, part) in said for part in mentioned):
+            return other
 
 
 def _question_text(sentence: Sentence, kind: str, lang: str) -> str:

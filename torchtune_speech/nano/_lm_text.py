@@ -1,12 +1,13 @@
 """Text for the small LLM's pretraining: habits of its own, none of them the tasks of the demo.
 
-It learns to repeat, to translate words and phrases, to find things in lists and to go on writing.
+It learns to repeat, to translate words and phrases, to find things in notes and to go on writing.
 It is not shown the translation of a sentence nor a question on one: those are what text LoRA
 (stage B) has to bring.
 """
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from torchtune_speech.nano._grammar import (
     LANGUAGES,
@@ -14,14 +15,11 @@ from torchtune_speech.nano._grammar import (
     answer_phrase,
     capitalize,
     draw_sentence,
+    subject_phrase,
 )
 from torchtune_speech.nano._lexicon import NUMBERS, PLACES, QUESTION_WORDS, TABLES, TIMES
 
-REPEAT_SHARE, PHRASE_SHARE, SPAN_SHARE = (
-    0.35,
-    0.35,
-    0.2,
-)  # the rest is continuation# the rest is continuation
+SHARES = {"repeat": 0.25, "phrase": 0.4, "span": 0.3, "continue": 0.05}
 
 _REPEAT = (
     "Repeat the text.",
@@ -36,12 +34,6 @@ _TRANSLATE = {
     "de": ("German:", "Translate the words: German", "Auf Deutsch:"),
     "it": ("Italian:", "Translate the words: Italian", "In italiano:"),
     "zh": ("Chinese:", "Translate the words: Chinese", "中文："),
-}
-_AFTER = {
-    "en": "What follows {}?",
-    "de": "Was folgt auf {}?",
-    "it": "Che cosa segue {}?",
-    "zh": "{}后面是什么？",
 }
 _NOTHING = {"en": "Nothing.", "de": "Nichts.", "it": "Niente.", "zh": "没有。"}
 _ENGLISH_WORDS = sorted(
@@ -65,23 +57,24 @@ def lm_rows(
         Rows of `kind`, `prompt` (what the user says; empty in running text) and `target` (what is
         learnt).
     """
+    kinds, weights = list(SHARES), list(SHARES.values())
     for _ in range(num_rows):
-        share = rng.random()
-        if share < REPEAT_SHARE:
+        (kind,) = rng.choices(kinds, weights)
+        if kind == "repeat":
             yield _repeat(rng, draw)
-        elif share < REPEAT_SHARE + PHRASE_SHARE:
+        elif kind == "phrase":
             yield _translate_phrases(rng)
-        elif share < REPEAT_SHARE + PHRASE_SHARE + SPAN_SHARE:
+        elif kind == "span":
             yield _find_span(rng)
         else:
             yield _continue(rng, draw)
 
 
-def _phrases(rng: random.Random, count: int, words: bool = True) -> list[dict[str, str]]:
+def _phrases(rng: random.Random, count: int) -> list[dict[str, str]]:
     """Draws constituents that differ from each other, each in all languages.
 
-    With `words`, some of them are verbs, never at the start, or question words, always at the
-    start, so that they look as they do in sentences and questions.
+    Some of them are verbs, never at the start, or question words, always at the start, so that they
+    look as they do in sentences and questions.
     """
     drawn: dict[str, dict[str, str]] = {}
     while len(drawn) < count:
@@ -90,8 +83,7 @@ def _phrases(rng: random.Random, count: int, words: bool = True) -> list[dict[st
         kinds += ["where"] if sentence.place else []
         kinds += ["when"] if sentence.time else []
         kinds += ["what", "how many"] if sentence.thing else []
-        if words:
-            kinds += ["verb", "verb"] if drawn else ["question"]
+        kinds += ["verb", "verb"] if drawn else ["question"]
         kind = rng.choice(kinds)
         if kind == "question":
             word = rng.choice(QUESTION_WORDS)
@@ -100,6 +92,8 @@ def _phrases(rng: random.Random, count: int, words: bool = True) -> list[dict[st
             phrase = {lang: getattr(sentence.verb, lang) for lang in LANGUAGES}
             # Questions take the infinitive: "Where does the doctor wait?"
             phrase["en"] = rng.choice((sentence.verb.en, sentence.verb.base))
+        elif kind == "how many":  # without the classifier, which nothing in English tells
+            phrase = {lang: getattr(sentence.number, lang) for lang in LANGUAGES}
         else:
             phrase = {lang: answer_phrase(sentence, kind, lang) for lang in LANGUAGES}
         drawn.setdefault(phrase["en"], phrase)
@@ -138,45 +132,31 @@ def _translate_phrases(rng: random.Random) -> dict[str, str]:
 
 
 def _find_span(rng: random.Random) -> dict[str, str]:
-    """An English list and a question on it in any language; three in ten have no answer."""
+    """English notes and a question on them in any language, in key words; some have no answer."""
     lang = rng.choice(LANGUAGES)
-    if rng.random() < 0.3:
-        text, asked, answer = _what_follows(rng, lang)
-    else:
-        text, asked, answer = _what_goes_with(rng, lang)
-    target = _punctuate(answer, lang) if answer else _NOTHING[lang]
-    return {"kind": "span", "prompt": f"{text}\n{asked}", "target": target}
-
-
-def _what_follows(rng: random.Random, lang: str) -> tuple[str, str, str]:
-    *listed, other = _phrases(rng, rng.randint(3, 5), words=False)
-    at = rng.randrange(len(listed) - 1)
-    if rng.random() < 0.3:
-        asked, answer = other[lang], ""
-    else:
-        asked, answer = listed[at][lang], listed[at + 1][lang]
-    text = _punctuate(_COMMA["en"].join(phrase["en"] for phrase in listed), "en")
-    return text, _AFTER[lang].format(asked), answer
-
-
-def _what_goes_with(rng: random.Random, lang: str) -> tuple[str, str, str]:
-    """One or two notes, each a person, a deed, and a place, time or things, in any order."""
     note, second, other = _notes(rng)
-    lines = [_jot(note, rng)] + ([_jot(second, rng)] if rng.random() < 0.4 else [])
-    rng.shuffle(lines)
+    notes = [note, second] if rng.random() < 0.25 else [note]
     kind = rng.choice(_kinds(note))
-    by = "verb" if kind == "who" or rng.random() < 0.5 else "subject"
-    key, answer = getattr(note, by), answer_phrase(note, kind, lang)
+    answer, asked_of = answer_phrase(note, kind, lang), note
     share = rng.random()
-    if share < 0.15:
-        key, answer = getattr(other, by), ""
-    elif share < 0.3:
+    if share < 0.25:
+        answer, asked_of = "", replace(note, subject=other.subject, verb=other.verb)
+    elif share < 0.4:
         kind = rng.choice([kind for kind in ("where", "when", "what") if kind not in _kinds(note)])
         answer = ""
     word = rng.choice([word for word in QUESTION_WORDS if word.en == kind])
-    name = key.base if lang == "en" and by == "verb" else getattr(key, lang)
-    asked = capitalize(f"{getattr(word, lang)}{_COMMA[lang]}{name}")
-    return _punctuate("; ".join(lines), "en"), asked + ("？" if lang == "zh" else "?"), answer
+    names = [getattr(word, lang), *_keys(asked_of, kind, lang, rng)]
+    asked = capitalize(_COMMA[lang].join(names)) + ("？" if lang == "zh" else "?")
+    target = _punctuate(answer, lang) if answer else _NOTHING[lang]
+    return {"kind": "span", "prompt": f"{_jotted(notes, rng)}\n{asked}", "target": target}
+
+
+def _keys(note: Sentence, kind: str, lang: str, rng: random.Random) -> list[str]:
+    """What a question on a note mentions: the deed, the person, or both."""
+    verb = note.verb.base if lang == "en" else getattr(note.verb, lang)
+    keys = [verb] if kind == "who" else [verb, subject_phrase(note.subject, None, lang)]
+    rng.shuffle(keys)
+    return keys
 
 
 def _notes(rng: random.Random) -> list[Sentence]:
@@ -185,6 +165,12 @@ def _notes(rng: random.Random) -> list[Sentence]:
         notes = [draw_sentence(rng) for _ in range(3)]
         if len({note.verb for note in notes}) == len({note.subject for note in notes}) == 3:
             return notes
+
+
+def _jotted(notes: list[Sentence], rng: random.Random) -> str:
+    lines = [_jot(note, rng) for note in notes]
+    rng.shuffle(lines)
+    return _punctuate("; ".join(lines), "en")
 
 
 def _jot(note: Sentence, rng: random.Random) -> str:

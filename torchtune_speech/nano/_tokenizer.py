@@ -43,7 +43,7 @@ CHAT_TEMPLATE = (
 _STARTING_TABLES = (_lexicon.SUBJECTS, _lexicon.NUMBERS, _lexicon.PLACES, _lexicon.TIMES)
 # Chinese runs together, so its words have to be given; those of the tables are added.
 _CHINESE_WORDS = (
-    "， 谁 在哪里 什么时候 什么 多少 后面是什么 没有 将 英文 内容 翻译成 中文 "
+    "， 谁 在哪里 什么时候 什么 多少 没有 将 英文 内容 翻译成 中文 "
     "根据 所给的 简要 回答 以下 问题 无法 无法回答"
 ).split()
 _VOCABULARY_MULTIPLE = 64
@@ -130,17 +130,22 @@ def _words(texts: Iterable[str]) -> set[str]:
 
 
 def _learn_ranks(words: set[str]) -> dict[bytes, int]:
-    """Learns the pieces: the 256 bytes, characters, then merges until every word is whole."""
+    """Collects the pieces: the 256 bytes, every word, and what Chinese words are merged from.
+
+    Both libraries look a word up whole before they merge bytes, so words between spaces need
+    nothing in between; Chinese words are parts of longer runs, in which they have to be found.
+    """
     # Learnt over characters, whose bytes are joined first: no piece holds half a character.
     learner = Tokenizer(BPE())
     trainer = BpeTrainer(vocab_size=10_000, min_frequency=1, show_progress=False)
-    learner.train_from_iterator(sorted(words), trainer)
+    learner.train_from_iterator(sorted(filter(_has_chinese, words)), trainer)
     ids = learner.get_vocab()
     pieces = [bytes([byte]) for byte in range(256)]
     for piece in sorted(ids, key=ids.__getitem__):
         encoded = piece.encode()
         ends = range(2, len(encoded) + 1) if len(piece) == 1 else (len(encoded),)
         pieces += [encoded[:end] for end in ends]
+    pieces += [word.encode() for word in sorted(words)]
     return {piece: rank for rank, piece in enumerate(dict.fromkeys(pieces))}
 
 

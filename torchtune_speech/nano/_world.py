@@ -30,7 +30,8 @@ from torchtune_speech.nano._voices import (
 FORMAT_VERSION = 1
 DOMAIN = "nano"
 TARGET_LANGUAGES = ("de", "it", "zh")
-_ANSWERABLE_OF_FIVE = 4
+# Every third question in training, so that saying so is learnt; every fifth in dev and test.
+_UNANSWERABLE_EVERY = {"train": 3, "dev": 5, "test": 5}
 
 
 def build_world(
@@ -150,10 +151,12 @@ def _audio_path(split: str, index: int) -> str:
     return f"audio/{split}-{index:05d}.flac"
 
 
-def _question(sentence: Sentence, index: int, rng: random.Random) -> tuple[str, Question]:
-    """Draws question `index` of a manifest: languages in turn, in each every fifth unanswerable."""
+def _question(
+    sentence: Sentence, index: int, split: str, rng: random.Random
+) -> tuple[str, Question]:
+    """Draws question `index` of a manifest: languages in turn, in each some unanswerable."""
     lang = LANGUAGES[index % len(LANGUAGES)]
-    answerable = index // len(LANGUAGES) % (_ANSWERABLE_OF_FIVE + 1) < _ANSWERABLE_OF_FIVE
+    answerable = (index // len(LANGUAGES) + 1) % _UNANSWERABLE_EVERY[split] != 0
     return lang, draw_question(sentence, lang, rng, answerable=answerable)
 
 
@@ -177,7 +180,7 @@ def _speech_rows(
             columns = {"target_lang": lang, "target": sentence.text(lang)}
             answers.append(("st", f"st-{lang}", columns))
         for turn in range(questions_each):
-            lang, question = _question(sentence, index * questions_each + turn, rng)
+            lang, question = _question(sentence, index * questions_each + turn, split, rng)
             answers.append(("sqa", f"sqa-{lang}", _question_columns(lang, question)))
         for task, suffix, columns in answers:
             yield {
@@ -212,7 +215,7 @@ def text_rows(sentences: Iterable[Sentence], rng: random.Random) -> Iterator[dic
             "target_lang": target_lang,
             "target": sentence.text(target_lang),
         }
-        lang, question = _question(sentence, index, rng)
+        lang, question = _question(sentence, index, "train", rng)
         yield {
             "id": f"text-{index:05d}-qa-{lang}",
             "task": "qa",
