@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torchtune_speech.nano._grammar import (
     LANGUAGES,
+    UNANSWERABLE,
     Sentence,
     answer_phrase,
     capitalize,
@@ -19,7 +20,7 @@ from torchtune_speech.nano._grammar import (
 )
 from torchtune_speech.nano._lexicon import NUMBERS, PLACES, QUESTION_WORDS, TABLES, TIMES
 
-SHARES = {"repeat": 0.25, "phrase": 0.4, "span": 0.3, "continue": 0.05}
+SHARES = {"repeat": 0.2, "phrase": 0.35, "span": 0.4, "continue": 0.05}
 
 _REPEAT = (
     "Repeat the text.",
@@ -35,7 +36,6 @@ _TRANSLATE = {
     "it": ("Italian:", "Translate the words: Italian", "In italiano:"),
     "zh": ("Chinese:", "Translate the words: Chinese", "中文："),
 }
-_NOTHING = {"en": "Nothing.", "de": "Nichts.", "it": "Niente.", "zh": "没有。"}
 _ENGLISH_WORDS = sorted(
     {word for table in TABLES for entry in table for word in entry.en.split()} | {"the"}
 )
@@ -147,7 +147,7 @@ def _find_span(rng: random.Random) -> dict[str, str]:
     word = rng.choice([word for word in QUESTION_WORDS if word.en == kind])
     names = [getattr(word, lang), *_keys(asked_of, kind, lang, rng)]
     asked = capitalize(_COMMA[lang].join(names)) + ("？" if lang == "zh" else "?")
-    target = _punctuate(answer, lang) if answer else _NOTHING[lang]
+    target = _punctuate(answer, lang) if answer else UNANSWERABLE[lang]
     return {"kind": "span", "prompt": f"{_jotted(notes, rng)}\n{asked}", "target": target}
 
 
