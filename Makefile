@@ -40,7 +40,7 @@ lint: venv ## check style and formatting
 demo: venv ## train and score the whole system in the nano world, about 20 minutes on two cores
 	$(BIN)/python -m torchtune_speech.nano.demo
 
-an4: venv ## real people speaking: features, projector and scores on AN4, about an hour
+an4: venv ## real people speaking: features, projector and scores on AN4
 	$(BIN)/python -m torchtune_speech.nano.an4 $(AN4_DATA)
 
 clean: ## remove .venv and caches; runs/ stays

@@ -93,7 +93,7 @@ class ProjectorRecipe:
             projector,
             self.dataset,
             needs_ctc=cfg.ctc_weight > 0 or only_ctc,
-            only_speech=only_ctc,
+            only_speech=True,
         )
         if only_ctc and cfg.embedding_weight > 0:
             training.check_embedding_target(projector, self.dataset)

@@ -126,3 +126,21 @@ def test_an_existing_folder_is_kept(world, tmp_path, capsys):
     code, _, err = export(capsys, world / "llm", world / "B", tmp_path)
     assert code == 1 and err == f"error: {tmp_path}: exists; name a new folder\n"
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_read_only_files_of_the_llm_are_copied(world, capsys, tmp_path):
+    llm = shutil.copytree(world / "llm", tmp_path / "llm")
+    (llm / "config.json").chmod(0o444)
+    code, _, _ = export(capsys, llm, world / "B", tmp_path / "out")
+    assert code == 0
+    assert (tmp_path / "out" / "config.json").stat().st_mode & 0o200
+
+
+def test_an_adapter_with_other_scaling_is_refused(world, capsys, tmp_path):
+    adapter = shutil.copytree(world / "B" / "step_2", tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
+    code, _, err = export(capsys, world / "llm", adapter, tmp_path / "out")
+    assert code == 1
+    assert "adapter_config.json: use_rslora cannot be expressed" in err
+    assert not (tmp_path / "out").exists()

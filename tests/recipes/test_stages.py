@@ -253,7 +253,7 @@ def test_the_first_steps_may_train_on_the_ctc_loss_alone(stages, run, capsys):
     words += ["ctc_only_steps=3", "ctc_weight=0.3", "eval_dataset=null", "mixture=null"]
     capsys.readouterr()
     assert run(*words, "dataset.tasks=[asr,mt]") == 1
-    assert "ctc_only_steps: sample 0-mt has no speech" in capsys.readouterr().err
+    assert "dataset: sample 0-mt has no speech" in capsys.readouterr().err
     assert run(*words, "dataset.tasks=[asr]") == 0
     rows = read_jsonl(out / "metrics.jsonl")
     assert [row["loss"] == row["ctc_loss"] for row in rows] == [True] * 3 + [False] * 3

@@ -1,5 +1,6 @@
 """Schedules, logs, checkpoints, signals: the small parts of a training run."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -168,11 +169,15 @@ def test_speed_copies_share_everything_but_the_audio():
     assert [(c.id, c.audio[0].key) for c in copies] == [("a~0.9", "a.wav~0.9"), ("a", "a.wav")]
     text = Sample(id="t", task="mt", target="hallo", source_text="hello")
     assert at_speeds(text, [0.9, 1.0]) == [text]
+    # extract_features stores such a recording at its own speed only
+    slow = dataclasses.replace(sample, audio=(AudioCut("a.wav", speed=0.9),))
+    assert at_speeds(slow, [0.9, 1.0]) == [slow]
 
 
 def test_character_labels_fold_and_come_back():
     labels = CharacterLabels()
     assert labels.decode(labels.encode("  Zoë's  café, 7! ")) == "zoe's cafe 7"
+    assert labels.decode(labels.encode("twenty-one\ndon\u2019t")) == "twenty one don't"
     assert min(labels.encode("abc xyz 09'")) >= 1  # 0 is the blank
     assert max(labels.encode("abc xyz 09'")) < labels.size
 
@@ -288,6 +293,14 @@ def test_each_part_of_an_llm_counts_for_its_fingerprint(tmp_path):
         (tmp_path / "step_1" / "stage.json").write_text(json.dumps(stage))
         with pytest.raises(InputError, match="changed files"):
             check_checkpoint_fits(tmp_path, {"llm": found, "store": None}, store=False)
+
+
+def test_a_pointer_in_the_place_of_weights_is_named(tmp_path):
+    llm = make_llm(tmp_path / "llm")
+    file = next(llm.glob("*.safetensors"))
+    file.write_text("version https://git-lfs.github.com/spec/v1\nsize 16060556376\n")
+    with pytest.raises(InputError, match=r"model.*safetensors: .*download the model again"):
+        llm_fingerprint(llm)
 
 
 def make_stage_a(folder, wer):

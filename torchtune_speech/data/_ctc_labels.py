@@ -23,15 +23,16 @@ class CTCLabels(Protocol):
 
 
 class CharacterLabels:
-    """English letters, digits, apostrophe and space; accents are folded, other signs dropped."""
+    """English letters, digits, apostrophe and space; accents are folded, other signs separate."""
 
     alphabet = " abcdefghijklmnopqrstuvwxyz0123456789'"
     size = len(alphabet) + 1
 
     def encode(self, text: str) -> list[int]:
         """Labels of a transcript."""
-        folded = unicodedata.normalize("NFKD", text.lower())
-        kept = " ".join("".join(c if c in self.alphabet else "" for c in folded).split())
+        folded = unicodedata.normalize("NFKD", text.lower().replace("\u2019", "'"))
+        letters = (c for c in folded if not unicodedata.combining(c))
+        kept = " ".join("".join(c if c in self.alphabet else " " for c in letters).split())
         return [self.alphabet.index(c) + 1 for c in kept]
 
     def decode(self, labels: Sequence[int]) -> str:

@@ -99,13 +99,13 @@ def at_speeds(sample: Sample, speeds: Sequence[float]) -> list[Sample]:
     """Speed-perturbed copies of a sample.
 
     Args:
-        sample: any sample; a text sample is returned once, as it is.
+        sample: any sample; a text sample, and one whose row names a speed, come once as they are.
         speeds: factors; 1.0 is the sample itself.
 
     Returns:
         One sample a speed, with ids ``id``, ``id~0.9``.
     """
-    if not sample.audio:
+    if not sample.audio or any(cut.speed != 1.0 for cut in sample.audio):
         return [sample]
     return [
         sample

@@ -133,7 +133,7 @@ def export_merged(
         for file in Path(llm_dir).iterdir():
             is_weights = ".safetensors" in file.name or file.suffix in (".bin", ".pth")
             if file.is_file() and not is_weights:
-                shutil.copy(file, part)
+                shutil.copyfile(file, part / file.name)  # not its mode, it may be read-only
         save_torch_state_dict(weights, part, max_shard_size=max_shard_size)
 
 
@@ -206,14 +206,21 @@ def read_adapter_config(path: str | Path) -> dict[str, Any]:
         The parsed file.
 
     Raises:
-        InputError: if it is not there.
+        InputError: if it is not there, or scales its updates in another way than alpha / r.
     """
     file = Path(path) / "adapter_config.json"
     if not file.is_file():
         raise InputError(
             f"{path}: no adapter_config.json; give a checkpoint folder with a LoRA adapter"
         )
-    return json.loads(file.read_text())
+    config = json.loads(file.read_text())
+    odd = [k for k in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(k)]
+    if odd:
+        raise InputError(
+            f"{file}: {', '.join(odd)} cannot be expressed by torchtune's LoRA; "
+            "give a plain LoRA adapter"
+        )
+    return config
 
 
 def load_peft_adapter(path: str | Path, llm_dir: str | Path) -> dict[str, Tensor]:

@@ -41,8 +41,10 @@ _STEP_KEYS = (
     "epochs",
     "ctc_weight",
     "ctc_only_steps",
+    "embedding_weight",
     "spec_augment",
     "clip_grad_norm",
+    "dtype",
 )
 _log = get_logger("INFO")
 
@@ -79,7 +81,7 @@ def check_projector(
         projector: the projector.
         dataset: whose frames it is to read.
         needs_ctc: whether the data has to have CTC labels.
-        only_speech: whether each sample has to have speech, since there are steps without the LLM.
+        only_speech: whether each sample has to have speech, since only the projector is trained.
         key: config key of the data.
 
     Raises:
@@ -90,8 +92,8 @@ def check_projector(
     text = next((s.id for s in dataset.samples if not s.is_speech), None)
     if only_speech and text is not None:
         raise InputError(
-            f"ctc_only_steps: sample {text} has no speech, so that the CTC loss alone teaches "
-            f"nothing; take tasks with speech ({key}.tasks), or set ctc_only_steps=0"
+            f"{key}: sample {text} has no speech, from which a projector could learn; "
+            f"take tasks with speech ({key}.tasks)"
         )
     if dataset.ctc is None:
         if needs_ctc:

@@ -43,15 +43,16 @@ def evaluate(
 
     Returns:
         The report of :func:`score`, with ``ctc`` (word error rate of the projector's CTC head)
-        where the data set has CTC labels; and the examples.
+        where the data set has CTC labels and transcripts; and the examples.
     """
     count = min(num_samples, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
     report: dict[str, Any] = {}
     if dataset.ctc is not None:
         transcripts = ctc_transcripts(model, dataset, chosen, process.device, dtype)
-        references = [dataset.samples[i].transcript for i in transcripts]
-        report["ctc"] = wer(references, list(transcripts.values()), normalizer="basic")
+        if transcripts:
+            references = [dataset.samples[i].transcript for i in transcripts]
+            report["ctc"] = wer(references, list(transcripts.values()), normalizer="basic")
     rows: dict[int, dict[str, Any]] = {}
     with autocast(process.device, dtype):
         for batch in predict(

@@ -224,6 +224,10 @@ def llm_fingerprint(llm_dir: str | Path) -> dict[str, str]:
         size = file.stat().st_size
         with open(file, "rb") as f:
             header = int.from_bytes(f.read(8), "little")
+            if header > size - 8:  # such as the text file that git-lfs leaves in a file's place
+                raise InputError(
+                    f"{file}: not a safetensors file, or cut short; download the model again"
+                )
             digest.update(f"{file.name}/{size}".encode() + f.read(header))
             weights.update(f.read(_EDGE))
             f.seek(max(size - _EDGE, 8 + header))
