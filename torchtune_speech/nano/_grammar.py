@@ -213,7 +213,7 @@ def draw_question(
     Returns:
         The question and its answer.
     """
-    kinds = _answerable_kinds(sentence)
+    kinds = answerable_kinds(sentence)
     if answerable:
         kind = rng.choice(kinds)
         return Question(
@@ -225,11 +225,19 @@ def draw_question(
         kind, asked = rng.choice(left_out), sentence
     else:
         asked = _other_sentence(sentence, rng)
-        kind = rng.choice(_answerable_kinds(asked))
+        kind = rng.choice(answerable_kinds(asked))
     return Question(kind, False, _question_text(asked, kind, lang), UNANSWERABLE[lang])
 
 
-def _answerable_kinds(sentence: Sentence) -> list[str]:
+def answerable_kinds(sentence: Sentence) -> list[str]:
+    """Returns the kinds of question that a sentence answers.
+
+    Args:
+        sentence: The sentence that is asked about.
+
+    Returns:
+        Some of `QUESTION_KINDS`, in their order.
+    """
     has = {
         "who": True,
         "where": sentence.place is not None,
@@ -356,6 +364,7 @@ __all__ = [
     "Question",
     "Sentence",
     "answer_phrase",
+    "answerable_kinds",
     "capitalize",
     "draw_question",
     "draw_sentence",

@@ -49,7 +49,6 @@ def nano_llama_config(vocab_size: int, **changes: Any) -> LlamaConfig:
         "rms_norm_eps": 1e-5,
         # Tied, as in the smaller models of the family: what is copied need not be learnt twice.
         "tie_word_embeddings": True,
-        # As transformers has it; .06 takes five times as long to copy.
         "initializer_range": 0.02,
         # A base for texts of a hundred tokens, in which each position has to differ from the next.
         "rope_parameters": {

@@ -14,6 +14,7 @@ from torchtune_speech.nano._grammar import (
     UNANSWERABLE,
     Sentence,
     answer_phrase,
+    answerable_kinds,
     capitalize,
     draw_sentence,
     subject_phrase,
@@ -79,11 +80,7 @@ def _phrases(rng: random.Random, count: int) -> list[dict[str, str]]:
     drawn: dict[str, dict[str, str]] = {}
     while len(drawn) < count:
         sentence = draw_sentence(rng)
-        kinds = ["who"]
-        kinds += ["where"] if sentence.place else []
-        kinds += ["when"] if sentence.time else []
-        kinds += ["what", "how many"] if sentence.thing else []
-        kinds += ["verb", "verb"] if drawn else ["question"]
+        kinds = answerable_kinds(sentence) + (["verb", "verb"] if drawn else ["question"])
         kind = rng.choice(kinds)
         if kind == "question":
             word = rng.choice(QUESTION_WORDS)
@@ -136,13 +133,15 @@ def _find_span(rng: random.Random) -> dict[str, str]:
     lang = rng.choice(LANGUAGES)
     note, second, other = _notes(rng)
     notes = [note, second] if rng.random() < 0.25 else [note]
-    kind = rng.choice(_kinds(note))
+    kind = rng.choice(answerable_kinds(note))
     answer, asked_of = answer_phrase(note, kind, lang), note
     share = rng.random()
     if share < 0.25:
         answer, asked_of = "", replace(note, subject=other.subject, verb=other.verb)
     elif share < 0.4:
-        kind = rng.choice([kind for kind in ("where", "when", "what") if kind not in _kinds(note)])
+        kind = rng.choice(
+            [kind for kind in ("where", "when", "what") if kind not in answerable_kinds(note)]
+        )
         answer = ""
     word = rng.choice([word for word in QUESTION_WORDS if word.en == kind])
     names = [getattr(word, lang), *_keys(asked_of, kind, lang, rng)]
@@ -152,7 +151,7 @@ def _find_span(rng: random.Random) -> dict[str, str]:
 
 
 def _keys(note: Sentence, kind: str, lang: str, rng: random.Random) -> list[str]:
-    """What a question on a note mentions: the deed, the person, or both."""
+    """What a question on a note mentions: the deed and, unless asked for, the person."""
     verb = note.verb.base if lang == "en" else getattr(note.verb, lang)
     keys = [verb] if kind == "who" else [verb, subject_phrase(note.subject, None, lang)]
     rng.shuffle(keys)
@@ -174,18 +173,11 @@ def _jotted(notes: list[Sentence], rng: random.Random) -> str:
 
 
 def _jot(note: Sentence, rng: random.Random) -> str:
-    kinds = [kind for kind in _kinds(note) if kind != "how many"]
+    kinds = [kind for kind in answerable_kinds(note) if kind != "how many"]
     parts = [answer_phrase(note, kind, "en") for kind in kinds]
     rng.shuffle(parts)
     parts.insert(rng.randint(1, len(parts)), note.verb.en)  # text never starts with a verb
     return _COMMA["en"].join(parts)
-
-
-def _kinds(note: Sentence) -> list[str]:
-    kinds = ["who"]
-    kinds += ["where"] if note.place else []
-    kinds += ["when"] if note.time else []
-    return kinds + (["what", "how many"] if note.thing else [])
 
 
 def _continue(rng: random.Random, draw: Callable[[], Sentence]) -> dict[str, str]:
