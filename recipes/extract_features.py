@@ -31,7 +31,7 @@ from torchtune_speech.features import (
     averaged_length,
     check_store,
     finalize_store,
-    stored_keys,
+    stored_seconds,
 )
 from torchtune_speech.training import find_device
 
@@ -130,13 +130,12 @@ class ExtractFeaturesRecipe:
             return
         fingerprint = {**self.encoder.fingerprint(), "frame_average": self.frame_average}
         check_store(self.output_dir, fingerprint, self.dtype)
-        done = stored_keys(self.output_dir)
+        self.stored_seconds = stored_seconds(self.output_dir)
         # All have looked at what is done before any writes: their shares must not overlap.
         self._barrier()
-        total = len(self.jobs)
-        self.jobs = [job for job in self.jobs if job.cut.key not in done]
+        done = sum(job.cut.key in self.stored_seconds for job in self.jobs)
         self._log(
-            f"{total} stretches of audio, {total - len(self.jobs)} of them in {self.output_dir} "
+            f"{len(self.jobs)} stretches of audio, {done} of them in {self.output_dir} "
             f"already; {self.world_size} process(es), device {device}"
         )
 
@@ -182,7 +181,11 @@ class ExtractFeaturesRecipe:
         if self.dry_run:
             self._print_plan()
             return
-        jobs = self._measure(self.jobs[self.rank :: self.world_size])
+        # Those that are done come last, so that each process gets its share of the others.
+        new, done = [], []
+        for job in self.jobs:
+            (done if job.cut.key in self.stored_seconds else new).append(job)
+        jobs = self._measure((new + done)[self.rank :: self.world_size])
         writer = FeatureWriter(
             self.output_dir,
             self.encoder.fingerprint(),
@@ -208,6 +211,12 @@ class ExtractFeaturesRecipe:
     def _measure(self, jobs: list[Job]) -> list[Job]:
         """Looks at the header of every file, so that faults come to light before anything is done.
 
+        Args:
+            jobs: what this process sees to, with what the store has already.
+
+        Returns:
+            What is to be encoded, with durations.
+
         Raises:
             InputError: in all processes if one has found a fault, unless it is to be skipped.
         """
@@ -218,20 +227,37 @@ class ExtractFeaturesRecipe:
             futures = [pool.submit(job.measure) for job in jobs]
             for future in tqdm(futures, desc="looking at audio files", disable=not show):
                 try:
-                    measured.append(future.result())
+                    job = future.result()
                 except InputError as error:
-                    if self.on_bad_sample == "fail":
-                        fault = str(error)
-                        pool.shutdown(cancel_futures=True)
-                        break
-                    self._skip(error)
+                    if self.on_bad_sample == "skip":
+                        self._skip(error)
+                        continue
+                    fault = f"{error}, or set on_bad_sample=skip"
+                else:
+                    fault = self._name_clash(job)
+                if fault:
+                    pool.shutdown(cancel_futures=True)
+                    break
+                if job.cut.key not in self.stored_seconds:
+                    measured.append(job)
         faults: list[str | None] = [fault] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(faults, fault)
         fault = next((f for f in faults if f), None)
         if fault:
-            raise InputError(f"{fault}, or set on_bad_sample=skip")
+            raise InputError(fault)
         return measured
+
+    def _name_clash(self, job: Job) -> str | None:
+        """Says what is wrong if the store has frames of other audio under a job's name."""
+        seconds = self.stored_seconds.get(job.cut.key)
+        # Headers of compressed files estimate; another recording of that very length goes unseen.
+        if seconds is None or abs(seconds - job.seconds) <= 0.1 + 0.01 * seconds:
+            return None
+        return (
+            f"{job.path}: {job.seconds:.2f} s long, but {self.output_dir} holds other audio of "
+            f"{seconds:.2f} s as {job.cut.key!r}; rename the file, or extract into another store"
+        )
 
     def _load(self, batches: Iterable[list[Job]]) -> Iterator[tuple[list[Job], list[Tensor]]]:
         """Yields batches with their waveforms, which threads read ahead of the encoder."""

@@ -16,7 +16,7 @@ from torchtune_speech.features import (
     average_frames,
     check_fingerprint,
     finalize_store,
-    stored_keys,
+    stored_seconds,
     verify_store,
 )
 
@@ -306,8 +306,8 @@ def test_a_killed_run_loses_only_the_unfinished_shard(tmp_path):
     script = KILLED_WRITER.format(fingerprint=FINGERPRINT, dim=DIM)
     result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
     assert result.returncode == -9
-    done = stored_keys(tmp_path)
-    assert done == {f"{n:03d}" for n in range(len(done))} and 16 <= len(done) <= 20
+    done = stored_seconds(tmp_path)
+    assert done == {f"{n:03d}": 0.2 for n in range(len(done))} and 16 <= len(done) <= 20
     with FeatureWriter(tmp_path, FINGERPRINT, shard_mb=5e-4) as writer:
         for n in range(100):
             if f"{n:03d}" not in done:
@@ -333,14 +333,14 @@ def test_an_error_later_keeps_whole_shards(tmp_path):
     ):
         writer.add("a", torch.ones(2, DIM), 1.0)
         raise RuntimeError
-    assert stored_keys(tmp_path) == {"a"}
+    assert stored_seconds(tmp_path) == {"a": 1.0}
 
 
 def test_interrupt_keeps_everything(tmp_path):
     with pytest.raises(KeyboardInterrupt), FeatureWriter(tmp_path, FINGERPRINT) as writer:
         writer.add("a", torch.ones(2, DIM), 1.0)
         raise KeyboardInterrupt
-    assert stored_keys(tmp_path) == {"a"}
+    assert stored_seconds(tmp_path) == {"a": 1.0}
 
 
 # ---- damage -------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ def test_verify_finds_truncation(store_path, cut):
     problems = verify_store(store_path)
     assert len(problems) == 1 and shard.name in problems[0] and "truncated" in problems[0]
     with pytest.raises(InputError, match="not a readable shard"):
-        stored_keys(store_path)
+        stored_seconds(store_path)
 
 
 def test_verify_finds_missing_shards(store_path):

@@ -231,6 +231,28 @@ def test_one_name_for_two_files_is_refused(tmp_path):
     assert FeatureStore(tmp_path / "store").keys() == ["a.wav"]
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_store_that_knows_other_audio_by_this_name_is_refused(tmp_path, num_processes):
+    configs = []
+    for name, seconds in (("one", 0.5), ("two", 0.9)):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "a.wav", _noise(seconds, 0), 16_000)
+        _manifest(tmp_path / name / "manifest.jsonl", [{"id": "a", "audio": "a.wav"}])
+        cfg = _config(tmp_path / name, tmp_path / "store", frame_average=3, dtype="bf16")
+        configs.append(cfg)
+    _run(configs[0])
+    before = _contents(tmp_path / "store")
+    if num_processes == 1:
+        with pytest.raises(InputError, match=r"two/a\.wav: 0\.90 s.* 0\.50 s as 'a\.wav'"):
+            _run(OmegaConf.merge(configs[1], {"on_bad_sample": "skip"}))
+    else:
+        process = _tune_run(tmp_path / "two", tmp_path / "store", "--nproc_per_node", "2")
+        output = process.communicate()[0]
+        assert process.returncode == 1 and output.count("holds other audio of 0.50 s") == 1
+    assert _contents(tmp_path / "store").keys() == before.keys()
+    _run(configs[0])  # the same again is fine
+
+
 def test_another_encoders_store_is_not_added_to(data, tmp_path):
     _run(_config(data, tmp_path, where={"split": "train"}))
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}

@@ -12,7 +12,7 @@ from torchtune_speech.features._writer import (
     FeatureWriter,
     check_store,
     finalize_store,
-    stored_keys,
+    stored_seconds,
 )
 
 __all__ = [
@@ -25,6 +25,6 @@ __all__ = [
     "check_store",
     "finalize_store",
     "read_store_info",
-    "stored_keys",
+    "stored_seconds",
     "verify_store",
 ]

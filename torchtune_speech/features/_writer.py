@@ -72,21 +72,20 @@ def read_shard_index(file: Path) -> list[dict[str, Any]]:
     ]
 
 
-def stored_keys(path: str | Path) -> set[str]:
-    """Keys of all utterances in the complete shards of a store, finished or not.
+def stored_seconds(path: str | Path) -> dict[str, float]:
+    """What the complete shards of a store hold, finished or not.
 
     Args:
         path: folder of the store; need not exist.
 
     Returns:
-        The keys; the empty set for a new store.
+        Key and duration in seconds of every utterance; the empty dict for a new store.
 
     Raises:
         InputError: if a shard is damaged.
     """
-    return {
-        row["id"] for file in sorted(Path(path).glob(SHARD_GLOB)) for row in read_shard_index(file)
-    }
+    shards = sorted(Path(path).glob(SHARD_GLOB))
+    return {row["id"]: row["seconds"] for file in shards for row in read_shard_index(file)}
 
 
 def check_store(path: str | Path, fingerprint: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -157,8 +156,8 @@ class FeatureWriter:
 
     A shard is written aside and renamed when whole, and carries its part of the index in its own
     header. So whenever the process is killed, only the utterances since the last whole shard are
-    lost, and the next run skips all others (see :func:`stored_keys`). When all processes are done,
-    one of them calls :func:`finalize_store`.
+    lost, and the next run skips all others (see :func:`stored_seconds`). When all processes are
+    done, one of them calls :func:`finalize_store`.
 
     Args:
         path: folder of the store; made if absent.
