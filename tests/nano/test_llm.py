@@ -91,22 +91,28 @@ def test_same_seed_same_weights(data, folder, tmp_path):
 
 def test_rows_in_the_chat_format(folder):
     tokenizer = load_tokenizer(folder)
-    row = {"prompt": "Two.\nGerman:", "target": "Zwei."}
-    tokens, labels = encode_row(row, tokenizer)
-    learnt = [label for label in labels if label != -100]
-    assert learnt == [*tokenizer.encode("Zwei.", add_bos=False, add_eos=False), tokenizer.eot_id]
-    # Every label is the token that comes next, and learning starts after the header.
-    assert [label for label in labels[:-1] if label != -100] == tokens[-len(learnt) + 1 :]
-    chat = AutoTokenizer.from_pretrained(folder).apply_chat_template(
-        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": "Zwei."}],
-        return_dict=False,
-    )
+    turns = [("Two.\nGerman:", "Zwei."), ("Italian:", "Due.")]
+    tokens, labels = encode_row({"turns": turns}, tokenizer)
+    learnt = [at for at, label in enumerate(labels) if label != -100]
+    expected = []
+    for _, answer in turns:
+        expected += [*tokenizer.encode(answer, add_bos=False, add_eos=False), tokenizer.eot_id]
+    assert [labels[at] for at in learnt] == expected
+    # Every label is the token that comes next.
+    assert [tokens[at + 1] for at in learnt[:-1]] == expected[:-1]
+    messages = []
+    for question, answer in turns:
+        messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    chat = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, return_dict=False)
     assert chat == [*tokens, tokenizer.eot_id]
 
 
 def test_running_text_is_learnt_whole(folder):
     tokenizer = load_tokenizer(folder)
-    tokens, labels = encode_row({"prompt": "", "target": "Zwei."}, tokenizer)
+    tokens, labels = encode_row({"turns": [("", "Zwei.")]}, tokenizer)
     assert labels == [*tokens[1:], tokenizer.eos_id]
     assert tokens[0] == tokenizer.bos_id
 

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from torchtune_speech.nano._grammar import LANGUAGES, UNANSWERABLE, draw_sentence
+from torchtune_speech.nano._lexicon import INTRANSITIVE_VERBS, TRANSITIVE_VERBS
 from torchtune_speech.nano._lm_text import SHARES, lm_rows
 
 
@@ -36,8 +37,9 @@ def test_all_habits_are_there(rows):
 
 def test_what_is_repeated_stands_in_the_prompt(rows):
     for row in of_kind(rows, "repeat"):
-        text, instruction = row["prompt"].split("\n")
-        assert text in (row["target"], row["target"].rstrip("."))
+        ((prompt, answer),) = row["turns"]
+        text, instruction = prompt.split("\n")
+        assert text in (answer, answer.rstrip("."))
         assert instruction
 
 
@@ -45,31 +47,52 @@ def test_whole_sentences_are_never_translated_or_asked_about(rows, drawn):
     """Those are the tasks that stage B has to bring."""
     sentences = {sentence.text(lang)[:-1] for sentence in drawn for lang in LANGUAGES}
     for row in of_kind(rows, "phrase") + of_kind(rows, "span"):
-        assert row["prompt"].split("\n")[0].rstrip(".") not in sentences
-        assert row["target"].rstrip(".。") not in sentences
+        assert row["turns"][0][0].split("\n")[0].rstrip(".") not in sentences
+        for _, answer in row["turns"]:
+            assert answer.rstrip(".。") not in sentences
+
+
+def asked(rows):
+    """Yields notes, question and answer."""
+    for row in of_kind(rows, "span"):
+        notes, first = row["turns"][0][0].split("\n")
+        yield notes, first, row["turns"][0][1]
+        for question, answer in row["turns"][1:]:
+            yield notes, question, answer
 
 
 def test_answers_stand_in_english_notes(rows):
     answered = 0
-    for row in of_kind(rows, "span"):
-        text, question = row["prompt"].split("\n")
-        if (
-            question.startswith(("What", "Where", "When", "Who"))
-            and row["target"] != UNANSWERABLE["en"]
-        ):
-            assert row["target"].rstrip(".").lower() in text.lower()
+    for notes, question, answer in asked(rows):
+        if question.startswith(("What", "Where", "When", "Who")) and answer != UNANSWERABLE["en"]:
+            assert answer.rstrip(".").lower() in notes.lower()
             answered += 1
     assert answered > 100
 
 
 def test_some_questions_have_no_answer(rows):
-    spans = of_kind(rows, "span")
-    nothing = sum(row["target"] in UNANSWERABLE.values() for row in spans)
-    assert 0.3 < nothing / len(spans) < 0.5
+    answers = [answer for _, _, answer in asked(rows)]
+    nothing = sum(answer in UNANSWERABLE.values() for answer in answers)
+    assert 0.3 < nothing / len(answers) < 0.5
+
+
+def test_a_deed_that_is_not_in_the_notes_has_no_answer(rows):
+    """And one that is there has, if the notes say what is asked: only the deed can tell."""
+    verbs = {verb.base: verb.en for verb in (*INTRANSITIVE_VERBS, *TRANSITIVE_VERBS)}
+    seen = Counter()
+    for notes, question, answer in asked(rows):
+        if not question.startswith("Who"):
+            continue
+        (verb,) = [verbs[word] for word in question.rstrip("?").split(", ") if word in verbs]
+        there = verb in notes.rstrip(".").split(", ")
+        assert there == (answer != UNANSWERABLE["en"])
+        seen[there] += 1
+    assert min(seen.values()) > 20
 
 
 def test_running_text_is_sentences(rows, drawn):
     sentences = {sentence.text(lang) for sentence in drawn for lang in LANGUAGES}
     for row in of_kind(rows, "continue"):
-        assert row["prompt"] == ""
-        assert any(row["target"].startswith(sentence) for sentence in sentences)
+        ((prompt, text),) = row["turns"]
+        assert prompt == ""
+        assert any(text.startswith(sentence) for sentence in sentences)

@@ -86,7 +86,7 @@ def test_nothing_of_the_test_is_in_training(tmp_path, silent):
     assert len(said["test"]) == 40
     for split in ("train", "dev", "text"):
         assert not said["test"] & said[split]
-    lm_text = "\n".join(row["prompt"] + row["target"] for row in rows["lm_text"])
+    lm_text = "\n".join(text for row in rows["lm_text"] for turn in row["turns"] for text in turn)
     held_out = {row["target"] for split in ("dev", "test") for row in rows[split]}
     for text in held_out:
         # Answers are short and may stand anywhere; whole sentences may not.

@@ -90,9 +90,6 @@ SUBJECTS: tuple[Subject, ...] = _table(
     painter     | der Maler            | il pittore     | m | 画家
     singer      | die Sängerin         | la cantante    | f | 歌手
     baker       | der Bäcker           | il fornaio     | m | 面包师
-    lawyer      | der Anwalt           | l'avvocato     | m | 律师
-    soldier     | der Soldat           | il soldato     | m | 士兵
-    engineer    | der Ingenieur        | l'ingegnere    | m | 工程师
     nurse       | die Krankenschwester | l'infermiera   | f | 护士
     queen       | die Königin          | la regina      | f | 女王
     king        | der König            | il re          | m | 国王
@@ -101,20 +98,7 @@ SUBJECTS: tuple[Subject, ...] = _table(
     captain     | der Kapitän          | il capitano    | m | 船长
     gardener    | der Gärtner          | il giardiniere | m | 园丁
     journalist  | der Journalist       | il giornalista | m | 记者
-    dancer      | die Tänzerin         | la ballerina   | f | 舞者
-    tourist     | der Tourist          | il turista     | m | 游客
-    grandmother | die Großmutter       | la nonna       | f | 奶奶
-    uncle       | der Onkel            | lo zio         | m | 叔叔
     neighbor    | der Nachbar          | il vicino      | m | 邻居
-    sister      | die Schwester        | la sorella     | f | 姐姐
-    policeman   | der Polizist         | il poliziotto  | m | 警察
-    waiter      | der Kellner          | il cameriere   | m | 服务员
-    dentist     | der Zahnarzt         | il dentista    | m | 牙医
-    scientist   | die Forscherin       | la scienziata  | f | 科学家
-    actress     | die Schauspielerin   | l'attrice      | f | 女演员
-    hunter      | der Jäger            | il cacciatore  | m | 猎人
-    fisherman   | der Fischer          | il pescatore   | m | 渔夫
-    princess    | die Prinzessin       | la principessa | f | 公主
     """,
 )
 
@@ -130,6 +114,13 @@ SUBJECT_ADJECTIVES: tuple[SubjectAdjective, ...] = _table(
     friendly | freundliche | gentile     | gentile     | 友好的
     clever   | kluge       | intelligente | intelligente | 聪明的
     hungry   | hungrige    | affamato    | affamata    | 饥饿的
+    quiet    | ruhige      | tranquillo  | tranquilla  | 安静的
+    strong   | starke      | forte       | forte       | 强壮的
+    lonely   | einsame     | solitario   | solitaria   | 孤独的
+    polite   | höfliche    | educato     | educata     | 礼貌的
+    elegant  | elegante    | elegante    | elegante    | 优雅的
+    nervous  | nervöse     | nervoso     | nervosa     | 紧张的
+    proud    | stolze      | orgoglioso  | orgogliosa  | 骄傲的
     """,
 )
 
@@ -141,15 +132,7 @@ INTRANSITIVE_VERBS: tuple[Verb, ...] = _table(
     sleep   | sleeps   | schläft  | dorme    | 睡觉
     work    | works    | arbeitet | lavora   | 工作
     dance   | dances   | tanzt    | balla    | 跳舞
-    laugh   | laughs   | lacht    | ride     | 大笑
     cook    | cooks    | kocht    | cucina   | 做饭
-    read    | reads    | liest    | legge    | 看书
-    smoke   | smokes   | raucht   | fuma     | 抽烟
-    cry     | cries    | weint    | piange   | 哭泣
-    study   | studies  | lernt    | studia   | 学习
-    whisper | whispers | flüstert | sussurra | 低语
-    play    | plays    | spielt   | gioca    | 玩耍
-    pray    | prays    | betet    | prega    | 祈祷
     """,
 )
 
@@ -161,19 +144,7 @@ TRANSITIVE_VERBS: tuple[Verb, ...] = _table(
     find     | finds     | findet     | trova     | 找到
     count    | counts    | zählt      | conta     | 数
     paint    | paints    | malt       | dipinge   | 画
-    hide     | hides     | versteckt  | nasconde  | 隐藏
-    lose     | loses     | verliert   | perde     | 丢失
     carry    | carries   | trägt      | porta     | 搬运
-    wash     | washes    | wäscht     | lava      | 清洗
-    repair   | repairs   | repariert  | ripara    | 修理
-    steal    | steals    | stiehlt    | ruba      | 偷
-    order    | orders    | bestellt   | ordina    | 订购
-    collect  | collects  | sammelt    | raccoglie | 收集
-    forget   | forgets   | vergisst   | dimentica | 忘记
-    describe | describes | beschreibt | descrive  | 描述
-    admire   | admires   | bewundert  | ammira    | 欣赏
-    choose   | chooses   | wählt      | sceglie   | 挑选
-    receive  | receives  | bekommt    | riceve    | 收到
     """,
 )
 
@@ -212,6 +183,15 @@ THING_ADJECTIVES: tuple[ThingAdjective, ...] = _table(
     small     | kleine     | piccoli   | piccole   | 小
     dirty     | schmutzige | sporchi   | sporche   | 脏
     modern    | moderne    | moderni   | moderne   | 现代的
+    round     | runde      | rotondi   | rotonde   | 圆
+    purple    | violette   | viola     | viola     | 紫色的
+    brown     | braune     | marroni   | marroni   | 棕色的
+    tiny      | winzige    | minuscoli | minuscole | 微小的
+    wet       | nasse      | bagnati   | bagnate   | 湿
+    golden    | goldene    | dorati    | dorate    | 金色的
+    useful    | nützliche  | utili     | utili     | 有用的
+    thick     | dicke      | spessi    | spesse    | 厚
+    beautiful | schöne     | belli     | belle     | 美丽的
     """,
 )
 
@@ -249,6 +229,14 @@ THINGS: tuple[Thing, ...] = _table(
     spoons     | Löffel       | cucchiai   | m | 勺子 | 把
     tables     | Tische       | tavoli     | m | 桌子 | 张
     coats      | Mäntel       | cappotti   | m | 大衣 | 件
+    pillows    | Kissen       | cuscini    | m | 枕头 | 个
+    drums      | Trommeln     | tamburi    | m | 鼓   | 面
+    plates     | Teller       | piatti     | m | 盘子 | 个
+    ropes      | Seile        | corde      | f | 绳子 | 条
+    ladders    | Leitern      | scale      | f | 梯子 | 架
+    rings      | Ringe        | anelli     | m | 戒指 | 枚
+    maps       | Landkarten   | mappe      | f | 地图 | 张
+    buckets    | Eimer        | secchi     | m | 水桶 | 个
     """,
 )
 
@@ -287,6 +275,18 @@ PLACES: tuple[Phrase, ...] = _table(
     near the fountain  | nahe dem Brunnen   | vicino alla fontana | 在喷泉旁边
     behind the factory | hinter der Fabrik  | dietro la fabbrica | 在工厂后面
     in the desert      | in der Wüste       | nel deserto        | 在沙漠里
+    at the stadium     | im Stadion         | allo stadio        | 在体育场
+    in the park        | im Park            | nel parco          | 在公园里
+    at the lake        | am See             | al lago            | 在湖边
+    in the valley      | im Tal             | nella valle        | 在山谷里
+    in the tunnel      | im Tunnel          | nel tunnel         | 在隧道里
+    behind the wall    | hinter der Mauer   | dietro il muro     | 在墙后面
+    in the restaurant  | im Restaurant      | al ristorante      | 在餐厅里
+    in the prison      | im Gefängnis       | in prigione        | 在监狱里
+    on the ship        | auf dem Schiff     | sulla nave         | 在船上
+    near the volcano   | nahe dem Vulkan    | vicino al vulcano  | 在火山附近
+    in the cave        | in der Höhle       | nella grotta       | 在洞穴里
+    in the laboratory  | im Labor           | in laboratorio     | 在实验室里
     """,
 )
 

@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def pretrain_llm(
     with atomic_write(out_dir) as folder:
         folder.mkdir()
         texts = read_jsonl(data_path)
-        words = (f"{row['prompt']}\n {row['target']}" for row in texts) if own_tokenizer else None
+        words = (" ".join(chain(*row["turns"])) for row in texts) if own_tokenizer else None
         vocab_size = write_tokenizer(folder, words)
         tokenizer = load_tokenizer(folder)
         rows = [encode_row(row, tokenizer) for row in texts]
@@ -162,14 +163,14 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Llama3Tokenizer:
     return llama3_tokenizer(str(folder / "tokenizer.model"), str(folder / "tokenizer.json"))
 
 
-def encode_row(row: dict[str, str], tokenizer: Llama3Tokenizer) -> tuple[list[int], list[int]]:
+def encode_row(row: dict[str, Any], tokenizer: Llama3Tokenizer) -> tuple[list[int], list[int]]:
     """Turns a row of `lm_text.jsonl` into tokens and labels.
 
-    A row with a prompt is a turn of each side in Llama-3's chat format, and the answer with its
-    end is learnt; a row without is running text, all of it learnt.
+    A row is a conversation in Llama-3's chat format, in which the answers with their ends are
+    learnt; a row whose only turn has no question is running text, all of it learnt.
 
     Args:
-        row: `prompt` and `target`.
+        row: `turns`, pairs of question and answer.
         tokenizer: Of the LLM.
 
     Returns:
@@ -183,12 +184,15 @@ def encode_row(row: dict[str, str], tokenizer: Llama3Tokenizer) -> tuple[list[in
         ids = [tokenizer.start_header_id, *text(role), tokenizer.end_header_id]
         return [*ids, *text("\n\n")]
 
-    given = [tokenizer.bos_id]
-    learnt = [*text(row["target"]), tokenizer.eot_id if row["prompt"] else tokenizer.eos_id]
-    if row["prompt"]:
-        given += [*header("user"), *text(row["prompt"]), tokenizer.eot_id, *header("assistant")]
-    tokens = [*given, *learnt]
-    return tokens[:-1], [IGNORE_INDEX] * (len(given) - 1) + learnt
+    tokens, labels = [tokenizer.bos_id], [IGNORE_INDEX]
+    for question, answer in row["turns"]:
+        given = []
+        if question:
+            given = [*header("user"), *text(question), tokenizer.eot_id, *header("assistant")]
+        learnt = [*text(answer), tokenizer.eot_id if question else tokenizer.eos_id]
+        tokens += given + learnt
+        labels += [IGNORE_INDEX] * len(given) + learnt
+    return tokens[:-1], labels[1:]
 
 
 def _token_ids(tokenizer: Llama3Tokenizer) -> dict[str, Any]:

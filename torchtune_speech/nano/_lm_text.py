@@ -8,6 +8,7 @@ It is not shown the translation of a sentence nor a question on one: those are w
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from torchtune_speech.nano._grammar import (
     LANGUAGES,
@@ -21,8 +22,10 @@ from torchtune_speech.nano._grammar import (
 )
 from torchtune_speech.nano._lexicon import NUMBERS, PLACES, QUESTION_WORDS, TABLES, TIMES
 
+Turn = tuple[str, str]
 SHARES = {"repeat": 0.2, "phrase": 0.35, "span": 0.4, "continue": 0.05}
 
+_NUM_QUESTIONS = (2, 4)  # on each note
 _REPEAT = (
     "Repeat the text.",
     "Copy the English content.",
@@ -46,7 +49,7 @@ _COMMA = {"en": ", ", "de": ", ", "it": ", ", "zh": "，"}
 
 def lm_rows(
     rng: random.Random, draw: Callable[[], Sentence], num_rows: int
-) -> Iterator[dict[str, str]]:
+) -> Iterator[dict[str, Any]]:
     """Writes the pretraining text.
 
     Args:
@@ -55,20 +58,21 @@ def lm_rows(
         num_rows: How many rows.
 
     Yields:
-        Rows of `kind`, `prompt` (what the user says; empty in running text) and `target` (what is
-        learnt).
+        Rows of `kind` and `turns`: pairs of what the user says (empty before running text) and what
+        is learnt.
     """
     kinds, weights = list(SHARES), list(SHARES.values())
     for _ in range(num_rows):
         (kind,) = rng.choices(kinds, weights)
         if kind == "repeat":
-            yield _repeat(rng, draw)
+            turns = [_repeat(rng, draw)]
         elif kind == "phrase":
-            yield _translate_phrases(rng)
+            turns = [_translate_phrases(rng)]
         elif kind == "span":
-            yield _find_span(rng)
+            turns = _ask_on_notes(rng)
         else:
-            yield _continue(rng, draw)
+            turns = [("", _continue(rng, draw))]
+        yield {"kind": kind, "turns": turns}
 
 
 def _phrases(rng: random.Random, count: int) -> list[dict[str, str]]:
@@ -107,37 +111,42 @@ def _ask(rng: random.Random, text: str, instruction: str) -> str:
     return f"{text}\n{instruction}"
 
 
-def _repeat(rng: random.Random, draw: Callable[[], Sentence]) -> dict[str, str]:
+def _repeat(rng: random.Random, draw: Callable[[], Sentence]) -> Turn:
     """English sentences, and words in any order, which only copying can give back."""
     if rng.random() < 0.6:
         text = draw().text("en")
     else:
         words = [rng.choice(_ENGLISH_STARTS), *rng.choices(_ENGLISH_WORDS, k=rng.randint(2, 8))]
         text = _punctuate(" ".join(words), "en")
-    return {"kind": "repeat", "prompt": _ask(rng, text, rng.choice(_REPEAT)), "target": text}
+    return _ask(rng, text, rng.choice(_REPEAT)), text
 
 
-def _translate_phrases(rng: random.Random) -> dict[str, str]:
+def _translate_phrases(rng: random.Random) -> Turn:
     lang = rng.choice(("de", "it", "zh"))
     phrases = _phrases(rng, rng.randint(1, 4))
     source, target = (
         _punctuate(_COMMA[side].join(phrase[side] for phrase in phrases), side)
         for side in ("en", lang)
     )
-    prompt = _ask(rng, source, rng.choice(_TRANSLATE[lang]))
-    return {"kind": "phrase", "prompt": prompt, "target": target}
+    return _ask(rng, source, rng.choice(_TRANSLATE[lang])), target
 
 
-def _find_span(rng: random.Random) -> dict[str, str]:
-    """English notes and a question on them in any language, in key words; some have no answer."""
+def _ask_on_notes(rng: random.Random) -> list[Turn]:
+    """English notes on one deed, and key word questions on them in any language."""
+    note = draw_sentence(rng)
+    turns = [_ask_on_note(note, rng) for _ in range(rng.randint(*_NUM_QUESTIONS))]
+    (question, answer), *others = turns
+    return [(f"{_jot(note, rng)}\n{question}", answer), *others]
+
+
+def _ask_on_note(note: Sentence, rng: random.Random) -> Turn:
+    """A question in key words; two in five have no answer, as they miss the deed or the note."""
     lang = rng.choice(LANGUAGES)
-    note, second, other = _notes(rng)
-    notes = [note, second] if rng.random() < 0.25 else [note]
     kind = rng.choice(answerable_kinds(note))
     answer, asked_of = answer_phrase(note, kind, lang), note
     share = rng.random()
     if share < 0.25:
-        answer, asked_of = "", replace(note, subject=other.subject, verb=other.verb)
+        answer, asked_of = "", _other_deed(note, rng)
     elif share < 0.4:
         kind = rng.choice(
             [kind for kind in ("where", "when", "what") if kind not in answerable_kinds(note)]
@@ -146,8 +155,7 @@ def _find_span(rng: random.Random) -> dict[str, str]:
     word = rng.choice([word for word in QUESTION_WORDS if word.en == kind])
     names = [getattr(word, lang), *_keys(asked_of, kind, lang, rng)]
     asked = capitalize(_COMMA[lang].join(names)) + ("？" if lang == "zh" else "?")
-    target = _punctuate(answer, lang) if answer else UNANSWERABLE[lang]
-    return {"kind": "span", "prompt": f"{_jotted(notes, rng)}\n{asked}", "target": target}
+    return asked, _punctuate(answer, lang) if answer else UNANSWERABLE[lang]
 
 
 def _keys(note: Sentence, kind: str, lang: str, rng: random.Random) -> list[str]:
@@ -158,18 +166,12 @@ def _keys(note: Sentence, kind: str, lang: str, rng: random.Random) -> list[str]
     return keys
 
 
-def _notes(rng: random.Random) -> list[Sentence]:
-    """Draws three sentences with different people and deeds."""
+def _other_deed(note: Sentence, rng: random.Random) -> Sentence:
+    """The note with another person and another deed."""
     while True:
-        notes = [draw_sentence(rng) for _ in range(3)]
-        if len({note.verb for note in notes}) == len({note.subject for note in notes}) == 3:
-            return notes
-
-
-def _jotted(notes: list[Sentence], rng: random.Random) -> str:
-    lines = [_jot(note, rng) for note in notes]
-    rng.shuffle(lines)
-    return _punctuate("; ".join(lines), "en")
+        other = draw_sentence(rng)
+        if other.verb != note.verb and other.subject != note.subject:
+            return replace(note, subject=other.subject, verb=other.verb)
 
 
 def _jot(note: Sentence, rng: random.Random) -> str:
@@ -177,14 +179,10 @@ def _jot(note: Sentence, rng: random.Random) -> str:
     parts = [answer_phrase(note, kind, "en") for kind in kinds]
     rng.shuffle(parts)
     parts.insert(rng.randint(1, len(parts)), note.verb.en)  # text never starts with a verb
-    return _COMMA["en"].join(parts)
+    return _punctuate(_COMMA["en"].join(parts), "en")
 
 
-def _continue(rng: random.Random, draw: Callable[[], Sentence]) -> dict[str, str]:
+def _continue(rng: random.Random, draw: Callable[[], Sentence]) -> str:
     lang = rng.choice(LANGUAGES)
     sentences = [draw().text(lang) for _ in range(rng.randint(1, 2))]
-    return {
-        "kind": "continue",
-        "prompt": "",
-        "target": "".join(sentences) if lang == "zh" else " ".join(sentences),
-    }
+    return "".join(sentences) if lang == "zh" else " ".join(sentences)

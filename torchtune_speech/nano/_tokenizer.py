@@ -9,6 +9,7 @@ import base64
 import os
 import random
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
@@ -106,8 +107,7 @@ def _word_texts() -> Iterator[str]:
             yield sentence.text(lang) + "\n"
         yield UNANSWERABLE[lang]
     for row in lm_rows(rng, lambda: draw_sentence(rng), 3000):
-        yield row["prompt"]
-        yield row["target"]
+        yield from chain(*row["turns"])
     prompts = PromptTemplates.from_yaml("mcif_fixed")
     for task, languages in prompts.tasks.items():
         for lang in languages:

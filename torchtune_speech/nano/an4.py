@@ -11,6 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from torchtune_speech.config import one_line_errors
 from torchtune_speech.data import load_manifest, write_manifest
@@ -127,7 +128,7 @@ def _sentences(transcripts: Sequence[str], rng: random.Random) -> Iterator[str]:
 
 def _lm_rows(
     transcripts: Sequence[str], sentences: Iterator[str], rng: random.Random, count: int
-) -> Iterator[dict[str, str]]:
+) -> Iterator[dict[str, Any]]:
     """Pretraining text: repeating what was said, and running on."""
     words = sorted({w for text in transcripts for w in text.split()})
     for _ in range(count):
@@ -137,7 +138,7 @@ def _lm_rows(
         else:
             text = rng.choice(transcripts) if kind < 0.6 else next(sentences)
         prompt = "" if kind > 0.85 else f"{text}\n{INSTRUCTION}"
-        yield {"kind": "repeat" if prompt else "text", "prompt": prompt, "target": text}
+        yield {"kind": "repeat" if prompt else "text", "turns": [(prompt, text)]}
 
 
 if __name__ == "__main__":
