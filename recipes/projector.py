@@ -75,7 +75,7 @@ class ProjectorRecipe:
         """Read the data, plan the run, build the model; go on from a checkpoint if asked to."""
         cfg = self.cfg
         checkpoint = training.resume_point(cfg.output_dir, cfg.resume)
-        training.check_counts(cfg)
+        training.check_numbers(cfg)
         training.llm_fingerprint(cfg.llm_dir)  # is it there? before the data is read
         torch.manual_seed(cfg.seed)
         projector = config.instantiate(cfg.projector)

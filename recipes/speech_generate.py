@@ -65,7 +65,7 @@ class SpeechGenerateRecipe:
     def setup(self) -> None:
         """Read the data and load the model."""
         cfg = self.cfg
-        training.check_counts(cfg)
+        training.check_numbers(cfg)
         found = {"llm": training.llm_fingerprint(cfg.llm_dir), "store": None}
         projector = config.instantiate(cfg.projector)
         tokenizer = config.instantiate(cfg.tokenizer)

@@ -228,6 +228,13 @@ simple(
     "mixture.task: no samples for 'ast', only for ['asr', 'sqa', 'st']; remove it",
 )
 simple("multimodal_fuse", "odd_mixture", ["mixture=0.5"], "mixture: needs task")
+simple(
+    "multimodal_fuse",
+    "one_language_mixture",
+    ["mixture={task: {asr: 1}, language: uniform}"],
+    "mixture.language: 'uniform'; give tasks, and of each the weights",
+)
+
 
 # ---- projector ----------------------------------------------------------------------------------
 
@@ -260,6 +267,17 @@ simple(
     ["projector.num_heads=16"],
     "projector.num_heads: ",
     "positions=learned",
+)
+simple("projector", "no_stack", ["projector.stack=0"], "projector.stack: 0; give a whole number")
+simple("projector", "activation", ["projector.activation=relu"], "projector.activation: 'relu';")
+simple(
+    "projector",
+    "even_kernel",
+    [
+        "projector._component_=torchtune_speech.models.conformer_projector",
+        "projector.kernel_size=4",
+    ],
+    "projector.kernel_size: 4; give an odd number",
 )
 simple("projector", "positions", ["projector.positions=sine"], "projector.positions: 'sine'")
 simple("projector", "ctc_layer", ["projector.ctc_layer=7"], "projector.ctc_layer: 7")
@@ -378,6 +396,8 @@ for _recipe in ("projector", "lora_finetune_text", "multimodal_fuse"):
         ("no_rows", ["rows_per_step=0"], "rows_per_step: 0; give a whole number of 1 or more"),
         ("part_of_a_step", ["max_steps=1.5"], "max_steps: 1.5; give a whole number"),
         ("save_never", ["save_every_n_steps=0"], "save_every_n_steps: 0; give a whole number"),
+        ("clip", ["clip_grad_norm=0"], "clip_grad_norm: 0; give a number above 0, or null"),
+        ("one_rate", ["learning_rate=1e-3"], "learning_rate: 0.001; give lr, schedule and"),
         ("unknown_key", ["batchsize=4"], "config: unknown key 'batchsize'"),
         ("misspelt", ["dataset.manifst=x"], "has no argument 'manifst'; did you mean 'manifest'"),
         ("no_component", ["optimizer._component_=torch.optim.Adamm"], "did you mean 'Adam"),
@@ -394,6 +414,10 @@ for _name, _words, *_parts in (
     ("field", ["learning_rate.projector.warmup=1"], "learning_rate.projector: takes lr, schedule"),
     ("schedule", ["learning_rate.projector.schedule=step"], "learning_rate: schedule 'step' is"),
     ("rate", ["learning_rate.projector.lr=fast"], "learning_rate.projector.lr: 'fast'"),
+    ("bare_rate", ["learning_rate.projector=1e-3"], "learning_rate.projector: 0.001; give it lr"),
+    ("no_ctc_weight", ["ctc_weight=null"], "ctc_weight: None; give a number, 0 for none"),
+    ("no_ctc_only", ["ctc_only_steps=null"], "ctc_only_steps: None; give a whole number"),
+    ("no_average", ["dataset.frame_average=0"], "frame_average: 0; give a whole number"),
     ("mask", ["spec_augment={time_mask: 2}"], "spec_augment: ", "time_mask"),
     ("stack", ["spec_augment={stack: 5}"], "spec_augment: stack (5) must divide the width"),
 ):

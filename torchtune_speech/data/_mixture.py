@@ -42,6 +42,11 @@ def plan_sources(samples: Sequence[Sample], mixture: Mapping | None) -> list[Sou
     names = set(mixture) if isinstance(mixture, Mapping) else set()
     if "task" not in names or names - {"task", "domain", "language"}:
         raise InputError(f"mixture: needs task, and may have domain and language; found {mixture}")
+    if not isinstance(mixture.get("language") or {}, Mapping):
+        raise InputError(
+            f"mixture.language: {mixture['language']!r}; give tasks, and of each the weights "
+            "of its languages, or 'uniform'"
+        )
     groups: Groups = {}
     for i, s in enumerate(samples):
         groups.setdefault((s.task, s.domain, s.target_lang), []).append(i)

@@ -112,6 +112,10 @@ class FeatureStore:
         info = read_store_info(self.path)
         stored_average = info["fingerprint"]["frame_average"]
         self.frame_average = stored_average if frame_average is None else frame_average
+        if not isinstance(self.frame_average, int) or self.frame_average < 1:
+            raise InputError(
+                f"frame_average: {frame_average!r}; give a whole number of 1 or more, or null"
+            )
         if stored_average not in (1, self.frame_average):
             raise InputError(
                 f"{self.path}: frame_average is {stored_average} in the store, so "

@@ -55,7 +55,7 @@ class EncoderProjector(nn.Module):
             the two, the more a speech vector weighs like a word in the residual stream.
 
     Raises:
-        InputError: if ``ctc_layer`` is not one of the layers.
+        InputError: if ``ctc_layer`` is not one of the layers, or a width or stack is below 1.
     """
 
     def __init__(
@@ -77,6 +77,11 @@ class EncoderProjector(nn.Module):
         output_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        counts = {"in_dim": in_dim, "out_dim": out_dim, "embed_dim": embed_dim}
+        counts |= {"stack": stack, "out_stack": out_stack, "ctc_vocab_size": ctc_vocab_size or 1}
+        for name, value in counts.items():
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"projector.{name}: {value!r}; give a whole number of 1 or more")
         if ctc_layer is not None and not 0 <= ctc_layer <= len(layers):
             raise InputError(f"projector.ctc_layer: {ctc_layer}; give 0 to {len(layers)}, or null")
         self.in_dim, self.out_dim = in_dim, out_dim

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchtune.modules import FeedForward
 
+from torchtune_speech.errors import InputError
 from torchtune_speech.modules._attention import PackedSelfAttention, Rotary
 from torchtune_speech.modules._packing import Packing
 
@@ -27,10 +28,10 @@ def feed_forward(
         The network, on tensors ``[..., embed_dim]``.
 
     Raises:
-        ValueError: if ``activation`` is unknown.
+        InputError: if ``activation`` is unknown.
     """
     if activation not in ("gelu", "silu", "swiglu"):
-        raise ValueError(f"activation must be gelu, silu or swiglu, not {activation!r}")
+        raise InputError(f"projector.activation: {activation!r}; use gelu, silu or swiglu")
     nonlinearity = nn.GELU() if activation == "gelu" else nn.SiLU()
     return FeedForward(
         gate_proj=nn.Linear(embed_dim, ffn_dim),
@@ -122,13 +123,13 @@ class ConformerConvolution(nn.Module):
         kernel_size: frames that the depthwise convolution sees; odd.
 
     Raises:
-        ValueError: if ``kernel_size`` is even.
+        InputError: if ``kernel_size`` is even.
     """
 
     def __init__(self, embed_dim: int, kernel_size: int = 31) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, not {kernel_size}")
+            raise InputError(f"projector.kernel_size: {kernel_size}; give an odd number")
         self.in_proj = nn.Linear(embed_dim, 2 * embed_dim)
         self.depthwise = nn.Conv1d(
             embed_dim, embed_dim, kernel_size, groups=embed_dim, padding=kernel_size // 2

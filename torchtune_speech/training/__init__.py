@@ -3,9 +3,9 @@
 from torchtune_speech.training._build import build_speech_llm, initial_lora, meta_speech_llm
 from torchtune_speech.training._check import (
     check_checkpoint_fits,
-    check_counts,
     check_embedding_target,
     check_frame_width,
+    check_numbers,
     check_projector,
     check_resume,
 )
@@ -77,7 +77,7 @@ __all__ = [
     "build_plan",
     "build_speech_llm",
     "check_checkpoint_fits",
-    "check_counts",
+    "check_numbers",
     "check_embedding_target",
     "check_finite",
     "check_frame_width",

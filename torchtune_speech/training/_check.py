@@ -31,6 +31,7 @@ _COUNTS_OR_NULL = (
     "keep_last",
     "limit",
 )
+_WEIGHTS = ("ctc_weight", "embedding_weight")
 # What the steps of a plan depend on, besides the data.
 _PLAN_KEYS = ("mixture", "paired", "max_seq_len", "rows_per_step", "seed")
 # What may be changed within a run, so that it is no longer the run that would not have stopped.
@@ -49,14 +50,14 @@ _STEP_KEYS = (
 _log = get_logger("INFO")
 
 
-def check_counts(cfg: DictConfig) -> None:
-    """Refuse numbers of rows, steps, samples and tokens that are no counts.
+def check_numbers(cfg: DictConfig) -> None:
+    """Refuse numbers of rows, steps, samples and tokens that are no counts, and odd weights.
 
     Args:
         cfg: configuration of a training or generation recipe.
 
     Raises:
-        InputError: naming the first key that is not a whole number of 1 or more.
+        InputError: naming the first key whose value cannot be.
     """
     for key in (*_COUNTS, *_COUNTS_OR_NULL):
         value = cfg.get(key, 1)
@@ -65,6 +66,19 @@ def check_counts(cfg: DictConfig) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             null = ", or null" if key in _COUNTS_OR_NULL else ""
             raise InputError(f"{key}: {value!r}; give a whole number of 1 or more{null}")
+    for key in _WEIGHTS:
+        if not _is_number(cfg.get(key, 0)) or cfg.get(key, 0) < 0:
+            raise InputError(f"{key}: {cfg[key]!r}; give a number, 0 for none")
+    steps = cfg.get("ctc_only_steps", 0)
+    if not _is_number(steps) or steps != int(steps) or steps < 0:
+        raise InputError(f"ctc_only_steps: {steps!r}; give a whole number, 0 for none")
+    norm = cfg.get("clip_grad_norm")
+    if norm is not None and (not _is_number(norm) or norm <= 0):
+        raise InputError(f"clip_grad_norm: {norm!r}; give a number above 0, or null")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_projector(

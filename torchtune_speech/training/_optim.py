@@ -122,13 +122,11 @@ def set_learning_rates(
     return rates
 
 
-def check_learning_rates(
-    schedules: Mapping[str, Any] | None, groups: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+def check_learning_rates(schedules: Any, groups: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Check the config's ``learning_rate`` node.
 
     Args:
-        schedules: group to ``lr``, ``schedule``, ``warmup_steps``.
+        schedules: the node; group to ``lr``, ``schedule``, ``warmup_steps`` if it is right.
         groups: the groups that will be trained.
 
     Returns:
@@ -137,6 +135,16 @@ def check_learning_rates(
     Raises:
         InputError: if a group is missing, unknown, or has unknown fields.
     """
+    if not isinstance(schedules or {}, Mapping):
+        raise InputError(
+            f"learning_rate: {schedules!r}; give lr, schedule and warmup_steps for each of "
+            f"{sorted(groups)}"
+        )
+    for name, fields in (schedules or {}).items():
+        if not isinstance(fields, Mapping):
+            raise InputError(
+                f"learning_rate.{name}: {fields!r}; give it lr, schedule and warmup_steps"
+            )
     schedules = {k: dict(v) for k, v in (schedules or {}).items()}
     if set(schedules) != set(groups):
         raise InputError(
