@@ -77,6 +77,9 @@ class LoRAFinetuneTextRecipe:
         self.eval_dataset = (
             config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
         )
+        training.check_text_only(self.dataset)
+        if self.eval_dataset is not None:
+            training.check_text_only(self.eval_dataset, key="eval_dataset")
         self.plan = training.build_plan(
             self.dataset,
             max_seq_len=cfg.max_seq_len,

@@ -70,11 +70,19 @@ class SpeechEvalRecipe:
         """
         self.rows = list(self._read())
         self.missing: dict[str, int] = {}
-        if cfg.get("manifest"):
+        manifest = cfg.get("manifest")
+        if manifest is not None and not isinstance(manifest, str):
+            raise InputError(f"manifest: {manifest!r}; give the path of one manifest")
+        if cfg.get("where") and not manifest:
+            raise InputError(
+                "where: filters rows of the manifest, and there is none; add manifest=PATH, or "
+                "take where away"
+            )
+        if manifest:
             where = OmegaConf.to_container(cfg.where) if cfg.get("where") else None
             # References only: their audio may be on another machine.
-            samples = load_manifest(cfg.manifest, where=where, check_audio=False)
-            self.rows = self._join(self.rows, {s.id: s for s in samples}, cfg.manifest)
+            samples = load_manifest(manifest, where=where, check_audio=False)
+            self.rows = self._join(self.rows, {s.id: s for s in samples}, manifest)
         for row in self.rows:
             if not isinstance(row.get("task"), str):
                 raise InputError(f"{row['_where']}: no 'task'; write asr, st, sqa, mt, qa, ...")

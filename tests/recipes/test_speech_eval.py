@@ -131,6 +131,14 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     assert not (tmp_path / "report.json").exists()
 
 
+def test_a_manifest_that_cannot_be_joined_is_refused(tmp_path):
+    path = write(tmp_path / "predictions.jsonl", PREDICTIONS)
+    with pytest.raises(InputError, match="manifest: .*give the path of one manifest"):
+        run(predictions=path, manifest=[path])
+    with pytest.raises(InputError, match=r"where: .*add manifest=PATH"):
+        run(predictions=path, where={"task": "asr"})
+
+
 def test_duplicates_across_files_are_refused(tmp_path):
     paths = [write(tmp_path / f"{name}.jsonl", PREDICTIONS) for name in "ab"]
     with pytest.raises(InputError, match=r"b\.jsonl:1.*a\.jsonl:1"):

@@ -312,6 +312,17 @@ simple(
     ["dataset.ctc=null", "ctc_weight=0", "ctc_only_steps=2"],
     "dataset.ctc: the CTC loss needs labels",
 )
+@case("lora_finetune_text", "dataset: sample ", "has speech", "set dataset.text_twins=true")
+def speech_for_a_reader(world, tmp):
+    return ["dataset.text_twins=false", store(tmp)]
+
+
+simple(
+    "lora_finetune_text",
+    "speech_without_a_store",
+    ["dataset.text_twins=false", "dataset.features=null"],
+    "no feature store was given; set dataset.features, or dataset.text_twins=true",
+)
 simple("projector", "unknown_labels", ["dataset.ctc=phones"], "dataset.ctc: 'phones' is unknown")
 
 # ---- checkpoints --------------------------------------------------------------------------------

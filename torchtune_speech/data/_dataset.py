@@ -137,7 +137,7 @@ class SpeechDataset:
         if self.store is None:
             raise InputError(
                 f"sample {sample.id}: has audio, but no feature store was given; "
-                "set dataset.features"
+                "set dataset.features, or dataset.text_twins=true to read transcripts instead"
             )
         if key not in self.store:
             raise InputError(

@@ -8,6 +8,7 @@ from torchtune_speech.training._check import (
     check_numbers,
     check_projector,
     check_resume,
+    check_text_only,
 )
 from torchtune_speech.training._checkpoint import (
     find_checkpoint,
@@ -84,6 +85,7 @@ __all__ = [
     "check_learning_rates",
     "check_projector",
     "check_resume",
+    "check_text_only",
     "clip_gradients",
     "compute_dtype",
     "ctc_forward_backward",

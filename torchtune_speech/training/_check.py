@@ -125,6 +125,24 @@ def check_projector(
         )
 
 
+def check_text_only(dataset: SpeechDataset, key: str = "dataset") -> None:
+    """Refuse samples with speech where no projector is there to hear them.
+
+    Args:
+        dataset: the data.
+        key: config key of the data.
+
+    Raises:
+        InputError: naming the first such sample.
+    """
+    speech = next((s.id for s in dataset.samples if s.is_speech), None)
+    if speech is not None:
+        raise InputError(
+            f"{key}: sample {speech} has speech, and this recipe trains on text; set "
+            f"{key}.text_twins=true to take transcripts in its place, or {key}.tasks to mt and qa"
+        )
+
+
 def check_embedding_target(projector: nn.Module, dataset: SpeechDataset) -> None:
     """Refuse a warm-up towards embeddings whose CTC labels are no tokens of the LLM.
 
