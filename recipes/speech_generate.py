@@ -8,6 +8,7 @@ goes through the encoder named in the config, so no feature store is needed.
 
 import contextlib
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,13 @@ class SpeechGenerateRecipe:
         self.dataset = config.instantiate(
             self.cfg.dataset, tokenizer=tokenizer, max_seq_len=self.cfg.max_seq_len, **lengths
         )
+        counts = Counter((sample.id, sample.task) for sample in self.dataset.samples)
+        (id_, task), count = counts.most_common(1)[0]
+        if count > 1:  # two predictions of one name could not be scored
+            raise InputError(
+                f"dataset: {count} samples of task {task} have the id {id_!r}; give each its own, "
+                "or name each manifest in a run of its own"
+            )
         if not any(sample.is_speech for sample in self.dataset.samples):
             return None
         if projector is None:

@@ -312,6 +312,14 @@ simple(
     ["dataset.ctc=null", "ctc_weight=0", "ctc_only_steps=2"],
     "dataset.ctc: the CTC loss needs labels",
 )
+
+
+@case("speech_generate", "dataset: 2 samples of task", "give each its own")
+def two_of_one_name(world, tmp):
+    file = world / "data" / "manifest.jsonl"
+    return [f"dataset.manifest=[{file},{file}]"]
+
+
 @case("lora_finetune_text", "dataset: sample ", "has speech", "set dataset.text_twins=true")
 def speech_for_a_reader(world, tmp):
     return ["dataset.text_twins=false", store(tmp)]
