@@ -22,7 +22,6 @@ from torchtune_speech.modules._packing import (
     pad_packed,
     stack_packed,
     stacked_length,
-    unpad,
 )
 from torchtune_speech.modules._spec_augment import spec_augment
 
@@ -47,5 +46,4 @@ __all__ = [
     "spec_augment",
     "stack_packed",
     "stacked_length",
-    "unpad",
 ]

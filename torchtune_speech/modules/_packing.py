@@ -42,23 +42,6 @@ def pad_packed(
     return padded_uld, mask_ul.to(frames_td.device)
 
 
-def unpad(padded_uld: Tensor, lengths_u: Tensor, num_frames: int | None = None) -> Tensor:
-    """Take the real frames out of a right-padded batch; the inverse of :func:`pad_packed`.
-
-    Args:
-        padded_uld: padded frames, ``[u, l, d]``.
-        lengths_u: frames of each utterance, ``[u]``.
-        num_frames: sum of ``lengths_u`` where it is known; spares a synchronisation.
-
-    Returns:
-        Packed frames, ``[t, d]``.
-    """
-    if num_frames is None:
-        num_frames = int(lengths_u.sum())
-    index_t = _padded_index(lengths_u, padded_uld.shape[1], num_frames)
-    return padded_uld.flatten(0, 1).index_select(0, index_t.to(padded_uld.device))
-
-
 def _padded_index(lengths_u: Tensor, max_length: int, num_frames: int) -> Tensor:
     """Row of each packed frame in the flattened padded batch, ``[t]``."""
     starts_u = lengths_u.cumsum(0) - lengths_u

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -44,7 +43,6 @@ class TrainingLog:
             total=max_steps, initial=first_step, desc=name, unit="step", disable=not enabled
         )
         self._file = None
-        self._began = time.perf_counter()
         if enabled:
             self._dir.mkdir(parents=True, exist_ok=True)
             for file in (METRICS_FILE, EVALUATIONS_FILE):
@@ -99,11 +97,6 @@ class TrainingLog:
         """Print a line above the bar."""
         if self._enabled:
             self._bar.write(text)
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds since this log was opened."""
-        return time.perf_counter() - self._began
 
     def __enter__(self) -> "TrainingLog":
         return self
