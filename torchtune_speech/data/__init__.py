@@ -11,22 +11,24 @@ from torchtune_speech.data._interleave import (
     next_token_labels,
 )
 from torchtune_speech.data._manifest import (
-    AudioCut,
     BadRow,
-    Sample,
-    data_fingerprint,
     load_manifest,
     relative_audio_path,
     resolve_audio,
-    sample_to_row,
     samples_from_rows,
-    text_twin,
     write_manifest,
 )
 from torchtune_speech.data._mixture import plan_sources
 from torchtune_speech.data._pack import pack_best_fit
 from torchtune_speech.data._plan import Plan, Source, Step, fill
 from torchtune_speech.data._prompts import PromptTemplates
+from torchtune_speech.data._sample import (
+    AudioCut,
+    Sample,
+    data_fingerprint,
+    sample_to_row,
+    text_twin,
+)
 
 __all__ = [
     "AudioCut",

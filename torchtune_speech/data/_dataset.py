@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from torchtune_speech.data._ctc_labels import CTCLabels
 from torchtune_speech.data._interleave import InterleaveSpeech, Llama3ChatFormat
-from torchtune_speech.data._manifest import Sample, text_twin
 from torchtune_speech.data._prompts import PromptTemplates
+from torchtune_speech.data._sample import Sample, text_twin
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
 

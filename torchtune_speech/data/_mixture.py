@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from torchtune_speech.data._manifest import Sample
 from torchtune_speech.data._plan import Source
+from torchtune_speech.data._sample import Sample
 from torchtune_speech.errors import InputError
 
 Weights = Mapping[str, float] | str | None

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from torchtune.data import Message
 
-from torchtune_speech.data._manifest import SPEECH_TASKS, TEXT_TWIN_TASKS, Sample
+from torchtune_speech.data._sample import SPEECH_TASKS, TEXT_TWIN_TASKS, Sample
 from torchtune_speech.errors import InputError, did_you_mean
 
 FIELDS = ("speech", "instruction", "source_text", "question", "choices")
