@@ -1,25 +1,25 @@
 """Prompt templates: how a sample becomes chat messages."""
 
 import os
-import re
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import yaml
 from torchtune.data import Message
 
 from torchtune_speech.data._sample import SPEECH_TASKS, TEXT_TWIN_TASKS, Sample
-from torchtune_speech.errors import InputError, did_you_mean
+from torchtune_speech.data._templates import (
+    Parts,
+    check_text,
+    cut_pool,
+    cut_template,
+    insert_instruction,
+    join_parts,
+    mapping_of,
+    read_template_file,
+)
+from torchtune_speech.errors import InputError
 
-FIELDS = ("speech", "instruction", "source_text", "question", "choices")
 _QUESTION_TASKS = ("sqa", "qa")
-_FIELD = re.compile(r"\{(\w+)\}")
-_TEMPLATES = Path(__file__).parent / "templates"
-
-# A template cut at its fields: literal text at even places, names of fields at odd places.
-Parts = list[str]
 
 
 class PromptTemplates:
@@ -61,20 +61,20 @@ class PromptTemplates:
     ) -> None:
         self.origin = origin
         self._wrapping: dict[str, Parts] = {}
-        for kind in _section(wrapping, origin, "wrapping"):
+        for kind in mapping_of(wrapping, origin, "wrapping"):
             if kind not in ("speech", "text"):
                 raise InputError(f"{origin}: unknown key wrapping.{kind}; use speech and text")
-            self._wrapping[kind] = _cut(wrapping[kind], f"{origin}: wrapping.{kind}")
+            self._wrapping[kind] = cut_template(wrapping[kind], f"{origin}: wrapping.{kind}")
         self._pools: dict[str, dict[str, list[Parts]]] = {}
-        for task, languages in _section(instructions, origin, "instructions").items():
+        for task, languages in mapping_of(instructions, origin, "instructions").items():
             name = f"instructions.{task}"
             self._pools[task] = {
-                language: _cut_pool(pool, f"{origin}: {name}.{language}")
-                for language, pool in _section(languages, origin, name).items()
+                language: cut_pool(pool, f"{origin}: {name}.{language}")
+                for language, pool in mapping_of(languages, origin, name).items()
             }
-        self._unanswerable = dict(_section(unanswerable or {}, origin, "unanswerable"))
+        self._unanswerable = dict(mapping_of(unanswerable or {}, origin, "unanswerable"))
         for language, text in self._unanswerable.items():
-            _check_text(text, f"{origin}: unanswerable.{language}")
+            check_text(text, f"{origin}: unanswerable.{language}")
         self._check_fields()
 
     @classmethod
@@ -93,7 +93,7 @@ class PromptTemplates:
         Raises:
             InputError: for a file that is absent, is not YAML or has templates that do not work.
         """
-        content = _read(name_or_path, seen=[])
+        content = read_template_file(name_or_path)
         return cls(
             content.get("wrapping", {}),
             content.get("instructions", {}),
@@ -119,7 +119,7 @@ class PromptTemplates:
         Raises:
             InputError: for a task or language without a prompt.
         """
-        return [_join(parts) for parts in self._find_pool(task, language, self.origin)]
+        return [join_parts(parts) for parts in self._find_pool(task, language, self.origin)]
 
     def unanswerable(self, lang: str) -> str:
         """Give the answer to a question that the content does not answer.
@@ -171,7 +171,7 @@ class PromptTemplates:
                 f"{self.origin}: no wrapping.{kind}, which sample {sample.id!r} needs; add it"
             )
         instruction = self._instruction(sample)
-        parts = _insert(self._wrapping[kind], instruction)
+        parts = insert_instruction(self._wrapping[kind], instruction)
         if needed not in parts[1::2]:
             raise InputError(
                 f"{self.origin}: the prompt of sample {sample.id!r} (task {sample.task!r}) has no "
@@ -259,7 +259,7 @@ class PromptTemplates:
             raise InputError(
                 f"{self.origin}: no wrapping.{kind}, which task {task!r} needs; add it"
             )
-        count = _insert(self._wrapping[kind], parts)[1::2].count(needed)
+        count = insert_instruction(self._wrapping[kind], parts)[1::2].count(needed)
         if count != 1:
             what = "lacks" if count == 0 else "repeats"
             raise InputError(
@@ -336,107 +336,3 @@ def _marks_error(sample: Sample) -> InputError:
         f"sample {sample.id!r}: 'messages' does not have as many {{speech}} marks as 'audio' has "
         f"files ({len(sample.audio)}); write one {{speech}} for each"
     )
-
-
-# ---- template files -----------------------------------------------------------------------------
-
-
-def _read(name_or_path: str | os.PathLike[str], seen: list[str]) -> dict[str, Any]:
-    """Read a template file and what it extends as one mapping."""
-    path = _find(name_or_path)
-    if str(path) in seen:
-        raise InputError(f"{path}: extends itself; remove the circle")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "not readable as text"
-        raise InputError(f"{path}{line}: not valid YAML ({reason}); correct the file") from error
-    content = _section(content, str(path), "the file")
-    known = ("extends", "wrapping", "instructions", "unanswerable")
-    for key in content:
-        if key not in known:
-            hint = did_you_mean(key, known) or f"; use {', '.join(known)}"
-            raise InputError(f"{path}: unknown key {key!r}{hint}")
-    if "extends" not in content:
-        return content
-    base_name = content.pop("extends")
-    beside = path.parent / str(base_name)
-    base = _read(beside if beside.is_file() else str(base_name), [*seen, str(path)])
-    return _merged(base, content, str(path))
-
-
-def _find(name_or_path: str | os.PathLike[str]) -> Path:
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    names = sorted(file.stem for file in _TEMPLATES.glob("*.yaml"))
-    if str(name_or_path) in names:
-        return _TEMPLATES / f"{name_or_path}.yaml"
-    raise InputError(
-        f"{name_or_path}: no such template file and no packaged set of this name; use "
-        f"{', '.join(names)}, or the path of a YAML file"
-    )
-
-
-def _merged(base: dict[str, Any], new: dict[str, Any], origin: str) -> dict[str, Any]:
-    """Lay new entries over old ones: wrappings and answers by key, instructions by language."""
-    result = dict(base)
-    for section, entries in new.items():
-        merged = dict(result.get(section, {}))
-        for key, value in _section(entries, origin, section).items():
-            if section == "instructions":
-                value = merged.get(key, {}) | _section(value, origin, f"{section}.{key}")
-            merged[key] = value
-        result[section] = merged
-    return result
-
-
-def _section(value: Any, origin: str, name: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{origin}: {name} is not a mapping; write 'key: value' lines")
-    for key in value:
-        if not isinstance(key, str):  # YAML reads the language code no as False
-            raise InputError(f"{origin}: key {key!r} in {name} is not a string; put it in quotes")
-    return dict(value)
-
-
-def _check_text(text: Any, where: str) -> None:
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where} is not a non-empty string; write the text, in quotes if need be")
-
-
-def _cut_pool(pool: Any, where: str) -> list[Parts]:
-    if isinstance(pool, str):
-        return [_cut(pool, where)]
-    if not isinstance(pool, (list, tuple)) or not pool:
-        raise InputError(f"{where} is not a text or a list of texts; write '- ...' lines")
-    return [_cut(text, f"{where}[{number}]") for number, text in enumerate(pool)]
-
-
-def _cut(template: Any, where: str) -> Parts:
-    _check_text(template, where)
-    parts = _FIELD.split(template)
-    for name in parts[1::2]:
-        if name not in FIELDS:
-            hint = did_you_mean(name, FIELDS) or f"; the fields are {', '.join(FIELDS)}"
-            raise InputError(f"{where} has the unknown field {{{name}}}{hint}")
-    return parts
-
-
-def _join(parts: Parts) -> str:
-    return "".join(f"{{{part}}}" if place % 2 else part for place, part in enumerate(parts))
-
-
-def _insert(wrapping: Parts, instruction: Parts) -> Parts:
-    """Put an instruction in the place of {instruction}; its first and last text join on."""
-    parts = [wrapping[0]]
-    for name, text in zip(wrapping[1::2], wrapping[2::2], strict=True):
-        if name == "instruction":
-            parts[-1] += instruction[0]
-            parts += instruction[1:]
-            parts[-1] += text
-        else:
-            parts += [name, text]
-    return parts
