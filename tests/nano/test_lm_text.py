@@ -73,7 +73,7 @@ def test_answers_stand_in_english_notes(rows):
 def test_some_questions_have_no_answer(rows):
     answers = [answer for _, _, answer in asked(rows)]
     nothing = sum(answer in UNANSWERABLE.values() for answer in answers)
-    assert 0.3 < nothing / len(answers) < 0.5
+    assert 0.5 < nothing / len(answers) < 0.6
 
 
 def test_a_deed_that_is_not_in_the_notes_has_no_answer(rows):
@@ -88,11 +88,3 @@ def test_a_deed_that_is_not_in_the_notes_has_no_answer(rows):
         assert there == (answer != UNANSWERABLE["en"])
         seen[there] += 1
     assert min(seen.values()) > 20
-
-
-def test_running_text_is_sentences(rows, drawn):
-    sentences = {sentence.text(lang) for sentence in drawn for lang in LANGUAGES}
-    for row in of_kind(rows, "continue"):
-        ((prompt, text),) = row["turns"]
-        assert prompt == ""
-        assert any(text.startswith(sentence) for sentence in sentences)

@@ -224,7 +224,7 @@ def draw_question(
     if left_out and rng.random() < _LEFT_OUT_SHARE:
         kind, asked = rng.choice(left_out), sentence
     else:
-        asked = _other_sentence(sentence, rng)
+        asked = unrelated_sentence(sentence, rng)
         kind = rng.choice(answerable_kinds(asked))
     return Question(kind, False, _question_text(asked, kind, lang), UNANSWERABLE[lang])
 
@@ -275,8 +275,16 @@ def _answer_text(sentence: Sentence, kind: str, lang: str) -> str:
     return _finish(lang, answer_phrase(sentence, kind, lang))
 
 
-def _other_sentence(sentence: Sentence, rng: random.Random) -> Sentence:
-    """Draws a sentence that has no word of this one that a question could mention."""
+def unrelated_sentence(sentence: Sentence, rng: random.Random) -> Sentence:
+    """Draws a sentence that has no word of this one that a question could mention.
+
+    Args:
+        sentence: The sentence that is not meant.
+        rng: The source of chance.
+
+    Returns:
+        The other sentence.
+    """
     mentioned = ("subject", "verb", "thing", "place", "time")
     said = [getattr(sentence, part) for part in mentioned if getattr(sentence, part)]
     while True:
@@ -371,4 +379,5 @@ __all__ = [
     "draw_sentences",
     "spoken_words",
     "subject_phrase",
+    "unrelated_sentence",
 ]

@@ -93,12 +93,8 @@ SUBJECTS: tuple[Subject, ...] = _table(
     nurse       | die Krankenschwester | l'infermiera   | f | 护士
     queen       | die Königin          | la regina      | f | 女王
     king        | der König            | il re          | m | 国王
-    judge       | der Richter          | il giudice     | m | 法官
-    pilot       | der Pilot            | il pilota      | m | 飞行员
-    captain     | der Kapitän          | il capitano    | m | 船长
     gardener    | der Gärtner          | il giardiniere | m | 园丁
     journalist  | der Journalist       | il giornalista | m | 记者
-    neighbor    | der Nachbar          | il vicino      | m | 邻居
     """,
 )
 
@@ -131,8 +127,6 @@ INTRANSITIVE_VERBS: tuple[Verb, ...] = _table(
     sing    | sings    | singt    | canta    | 唱歌
     sleep   | sleeps   | schläft  | dorme    | 睡觉
     work    | works    | arbeitet | lavora   | 工作
-    dance   | dances   | tanzt    | balla    | 跳舞
-    cook    | cooks    | kocht    | cucina   | 做饭
     """,
 )
 
@@ -142,9 +136,7 @@ TRANSITIVE_VERBS: tuple[Verb, ...] = _table(
     buy      | buys      | kauft      | compra    | 买
     sell     | sells     | verkauft   | vende     | 卖
     find     | finds     | findet     | trova     | 找到
-    count    | counts    | zählt      | conta     | 数
     paint    | paints    | malt       | dipinge   | 画
-    carry    | carries   | trägt      | porta     | 搬运
     """,
 )
 
@@ -192,6 +184,8 @@ THING_ADJECTIVES: tuple[ThingAdjective, ...] = _table(
     useful    | nützliche  | utili     | utili     | 有用的
     thick     | dicke      | spessi    | spesse    | 厚
     beautiful | schöne     | belli     | belle     | 美丽的
+    square    | quadratische | quadrati | quadrate  | 方形的
+    silver    | silberne   | argentati | argentate | 银色的
     """,
 )
 
@@ -237,6 +231,9 @@ THINGS: tuple[Thing, ...] = _table(
     rings      | Ringe        | anelli     | m | 戒指 | 枚
     maps       | Landkarten   | mappe      | f | 地图 | 张
     buckets    | Eimer        | secchi     | m | 水桶 | 个
+    bells      | Glocken      | campane    | f | 铃铛 | 个
+    toys       | Spielzeuge   | giocattoli | m | 玩具 | 个
+    gloves     | Handschuhe   | guanti     | m | 手套 | 只
     """,
 )
 
@@ -287,6 +284,9 @@ PLACES: tuple[Phrase, ...] = _table(
     near the volcano   | nahe dem Vulkan    | vicino al vulcano  | 在火山附近
     in the cave        | in der Höhle       | nella grotta       | 在洞穴里
     in the laboratory  | im Labor           | in laboratorio     | 在实验室里
+    at the border      | an der Grenze      | al confine         | 在边境
+    near the waterfall | nahe dem Wasserfall | vicino alla cascata | 在瀑布附近
+    in the mine        | in der Mine        | nella miniera      | 在矿山里
     """,
 )
 

@@ -1,13 +1,12 @@
 """Text for the small LLM's pretraining: habits of its own, none of them the tasks of the demo.
 
-It learns to repeat, to translate words and phrases, to find things in notes and to go on writing.
-It is not shown the translation of a sentence nor a question on one: those are what text LoRA
-(stage B) has to bring.
+It learns to repeat, to translate words and phrases, and to find things in notes. It is not shown
+the translation of a sentence nor a question on one: those are what text LoRA (stage B) has to
+bring.
 """
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from torchtune_speech.nano._grammar import (
@@ -19,11 +18,12 @@ from torchtune_speech.nano._grammar import (
     capitalize,
     draw_sentence,
     subject_phrase,
+    unrelated_sentence,
 )
 from torchtune_speech.nano._lexicon import NUMBERS, PLACES, QUESTION_WORDS, TABLES, TIMES
 
 Turn = tuple[str, str]
-SHARES = {"repeat": 0.2, "phrase": 0.35, "span": 0.4, "continue": 0.05}
+SHARES = {"repeat": 0.2, "phrase": 0.3, "span": 0.5}
 
 _NUM_QUESTIONS = (2, 4)  # on each note
 _REPEAT = (
@@ -58,8 +58,7 @@ def lm_rows(
         num_rows: How many rows.
 
     Yields:
-        Rows of `kind` and `turns`: pairs of what the user says (empty before running text) and what
-        is learnt.
+        Rows of `kind` and `turns`: pairs of what the user says and what is learnt.
     """
     kinds, weights = list(SHARES), list(SHARES.values())
     for _ in range(num_rows):
@@ -68,10 +67,8 @@ def lm_rows(
             turns = [_repeat(rng, draw)]
         elif kind == "phrase":
             turns = [_translate_phrases(rng)]
-        elif kind == "span":
-            turns = _ask_on_notes(rng)
         else:
-            turns = [("", _continue(rng, draw))]
+            turns = _ask_on_notes(rng)
         yield {"kind": kind, "turns": turns}
 
 
@@ -97,7 +94,7 @@ def _phrases(rng: random.Random, count: int) -> list[dict[str, str]]:
             phrase = {lang: getattr(sentence.number, lang) for lang in LANGUAGES}
         else:
             phrase = {lang: answer_phrase(sentence, kind, lang) for lang in LANGUAGES}
-        drawn.setdefault(phrase["en"], phrase)
+        drawn.setdefault(phrase["de"], phrase)  # "sleep" and "sleeps" are one
     return list(drawn.values())
 
 
@@ -140,38 +137,33 @@ def _ask_on_notes(rng: random.Random) -> list[Turn]:
 
 
 def _ask_on_note(note: Sentence, rng: random.Random) -> Turn:
-    """A question in key words; two in five have no answer, as they miss the deed or the note."""
+    """A question in key words; about half have no answer: another deed is meant, or a gap."""
     lang = rng.choice(LANGUAGES)
-    kind = rng.choice(answerable_kinds(note))
-    answer, asked_of = answer_phrase(note, kind, lang), note
     share = rng.random()
-    if share < 0.25:
-        answer, asked_of = "", _other_deed(note, rng)
-    elif share < 0.4:
-        kind = rng.choice(
-            [kind for kind in ("where", "when", "what") if kind not in answerable_kinds(note)]
-        )
-        answer = ""
+    asked_of = unrelated_sentence(note, rng) if share < 0.45 else note
+    kinds = answerable_kinds(asked_of)
+    if share > 0.9:
+        kinds = [kind for kind in ("where", "when", "what") if kind not in kinds]
+    kind = rng.choice(kinds)
     word = rng.choice([word for word in QUESTION_WORDS if word.en == kind])
     names = [getattr(word, lang), *_keys(asked_of, kind, lang, rng)]
     asked = capitalize(_COMMA[lang].join(names)) + ("？" if lang == "zh" else "?")
-    return asked, _punctuate(answer, lang) if answer else UNANSWERABLE[lang]
+    if 0.45 <= share <= 0.9:
+        return asked, _punctuate(answer_phrase(note, kind, lang), lang)
+    return asked, UNANSWERABLE[lang]
 
 
 def _keys(note: Sentence, kind: str, lang: str, rng: random.Random) -> list[str]:
-    """What a question on a note mentions: the deed and, unless asked for, the person."""
-    verb = note.verb.base if lang == "en" else getattr(note.verb, lang)
-    keys = [verb] if kind == "who" else [verb, subject_phrase(note.subject, None, lang)]
+    """What a question of this kind mentions, in any order."""
+    keys = [note.verb.base if lang == "en" else getattr(note.verb, lang)]
+    if kind != "who":
+        keys.append(subject_phrase(note.subject, None, lang))
+    if kind != "what" and note.thing:
+        keys.append(getattr(note.thing, lang))
+    elif kind == "who":
+        keys.append(getattr(note.place or note.time, lang))
     rng.shuffle(keys)
     return keys
-
-
-def _other_deed(note: Sentence, rng: random.Random) -> Sentence:
-    """The note with another person and another deed."""
-    while True:
-        other = draw_sentence(rng)
-        if other.verb != note.verb and other.subject != note.subject:
-            return replace(note, subject=other.subject, verb=other.verb)
 
 
 def _jot(note: Sentence, rng: random.Random) -> str:
@@ -180,9 +172,3 @@ def _jot(note: Sentence, rng: random.Random) -> str:
     rng.shuffle(parts)
     parts.insert(rng.randint(1, len(parts)), note.verb.en)  # text never starts with a verb
     return _punctuate(_COMMA["en"].join(parts), "en")
-
-
-def _continue(rng: random.Random, draw: Callable[[], Sentence]) -> str:
-    lang = rng.choice(LANGUAGES)
-    sentences = [draw().text(lang) for _ in range(rng.randint(1, 2))]
-    return "".join(sentences) if lang == "zh" else " ".join(sentences)
