@@ -14,7 +14,7 @@ AN4_DATA ?= ../shared/data/speech
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint demo an4 clean
+.PHONY: help venv test lint demo an4 faults clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ demo: venv ## train and score the whole system in the nano world, about 20 minut
 
 an4: venv ## real people speaking: features, projector and scores on AN4
 	$(BIN)/python -m torchtune_speech.nano.an4 $(AN4_DATA)
+
+faults: venv ## kill runs at a thousand random moments, let them go on, compare with whole ones
+	$(BIN)/python tests/reliability/campaign.py --kills 1000
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

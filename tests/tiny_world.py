@@ -15,13 +15,13 @@ from torchtune_speech.nano._tokenizer import write_tokenizer
 DIM, FRAME_DIM = 32, 12
 SENTENCES = [
     "The doctor waits in the garden.",
-    "The nurse reads in the library every year.",
-    "The pilot sings.",
-    "The tired actress prays on the mountain.",
-    "The dentist sells six expensive guitars on the island.",
-    "The lawyer dances in the cellar.",
+    "The nurse sings in the library every year.",
+    "The queen works.",
+    "The tired painter sleeps on the mountain.",
+    "The baker sells six expensive guitars on the island.",
+    "The farmer works in the cellar.",
     "The singer sleeps.",
-    "The doctor reads six books.",
+    "The doctor buys six books.",
 ]
 
 

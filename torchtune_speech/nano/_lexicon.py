@@ -293,34 +293,34 @@ PLACES: tuple[Phrase, ...] = _table(
 TIMES: tuple[Phrase, ...] = _table(
     Phrase,
     """
-    today          | heute               | oggi            | 今天
-    tonight        | heute Abend         | stasera         | 今晚
-    every morning  | jeden Morgen        | ogni mattina    | 每天早上
-    every evening  | jeden Abend         | ogni sera       | 每天晚上
-    every day      | jeden Tag           | ogni giorno     | 每天
-    every week     | jede Woche          | ogni settimana  | 每周
-    every year     | jedes Jahr          | ogni anno       | 每年
-    at noon        | am Mittag           | a mezzogiorno   | 中午
-    at midnight    | um Mitternacht      | a mezzanotte    | 午夜
-    in summer      | im Sommer           | in estate       | 夏天
-    in winter      | im Winter           | in inverno      | 冬天
-    in spring      | im Frühling         | in primavera    | 春天
-    in autumn      | im Herbst           | in autunno      | 秋天
-    on Monday      | am Montag           | lunedì          | 星期一
-    on Tuesday     | am Dienstag         | martedì         | 星期二
-    on Wednesday   | am Mittwoch         | mercoledì       | 星期三
-    on Thursday    | am Donnerstag       | giovedì         | 星期四
-    on Friday      | am Freitag          | venerdì         | 星期五
-    on Saturday    | am Samstag          | sabato          | 星期六
-    on Sunday      | am Sonntag          | domenica        | 星期天
-    after lunch    | nach dem Mittagessen | dopo pranzo    | 午饭后
-    before dinner  | vor dem Abendessen  | prima di cena   | 晚饭前
-    after work     | nach der Arbeit     | dopo il lavoro  | 下班后
-    before sunrise | vor Sonnenaufgang   | prima dell'alba | 日出前
-    in January     | im Januar           | a gennaio       | 一月
-    in April       | im April            | ad aprile       | 四月
-    in August      | im August           | ad agosto       | 八月
-    in October     | im Oktober          | a ottobre       | 十月
+    today           | heute               | oggi               | 今天
+    tonight         | heute Abend         | stasera            | 今晚
+    every morning   | jeden Morgen        | ogni mattina       | 每天早上
+    every evening   | jeden Abend         | ogni sera          | 每天晚上
+    every day       | jeden Tag           | ogni giorno        | 每天
+    every week      | jede Woche          | ogni settimana     | 每周
+    every year      | jedes Jahr          | ogni anno          | 每年
+    every summer    | jeden Sommer        | ogni estate        | 每年夏天
+    every winter    | jeden Winter        | ogni inverno       | 每年冬天
+    every spring    | jeden Frühling      | ogni primavera     | 每年春天
+    every autumn    | jeden Herbst        | ogni autunno       | 每年秋天
+    every Monday    | jeden Montag        | ogni lunedì        | 每星期一
+    every Tuesday   | jeden Dienstag      | ogni martedì       | 每星期二
+    every Wednesday | jeden Mittwoch      | ogni mercoledì     | 每星期三
+    every Thursday  | jeden Donnerstag    | ogni giovedì       | 每星期四
+    every Friday    | jeden Freitag       | ogni venerdì       | 每星期五
+    every Saturday  | jeden Samstag       | ogni sabato        | 每星期六
+    every Sunday    | jeden Sonntag       | ogni domenica      | 每星期天
+    every January   | jeden Januar        | ogni gennaio       | 每年一月
+    every April     | jeden April         | ogni aprile        | 每年四月
+    every August    | jeden August        | ogni agosto        | 每年八月
+    every October   | jeden Oktober       | ogni ottobre       | 每年十月
+    after lunch     | nach dem Mittagessen | dopo pranzo       | 午饭后
+    after work      | nach der Arbeit     | dopo il lavoro     | 下班后
+    after midnight  | nach Mitternacht    | dopo mezzanotte    | 午夜后
+    before noon     | vor Mittag          | prima di mezzogiorno | 中午前
+    before dinner   | vor dem Abendessen  | prima di cena      | 晚饭前
+    before sunrise  | vor Sonnenaufgang   | prima dell'alba    | 日出前
     """,
 )
 

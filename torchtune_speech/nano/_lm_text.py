@@ -7,6 +7,7 @@ bring.
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from torchtune_speech.nano._grammar import (
@@ -137,33 +138,39 @@ def _ask_on_notes(rng: random.Random) -> list[Turn]:
 
 
 def _ask_on_note(note: Sentence, rng: random.Random) -> Turn:
-    """A question in key words; about half have no answer: another deed is meant, or a gap."""
+    """A question in key words; about half have no answer: another deed is meant, or a gap.
+
+    Another deed is asked about as this one is, so that nothing but the deed tells the difference.
+    """
     lang = rng.choice(LANGUAGES)
+    asked_of, kinds = note, answerable_kinds(note)
     share = rng.random()
-    asked_of = unrelated_sentence(note, rng) if share < 0.45 else note
-    kinds = answerable_kinds(asked_of)
-    if share > 0.9:
+    if share < 0.45:
+        asked_of = _other_deed(note, rng)
+    elif share < 0.55:
         kinds = [kind for kind in ("where", "when", "what") if kind not in kinds]
     kind = rng.choice(kinds)
     word = rng.choice([word for word in QUESTION_WORDS if word.en == kind])
     names = [getattr(word, lang), *_keys(asked_of, kind, lang, rng)]
     asked = capitalize(_COMMA[lang].join(names)) + ("？" if lang == "zh" else "?")
-    if 0.45 <= share <= 0.9:
-        return asked, _punctuate(answer_phrase(note, kind, lang), lang)
-    return asked, UNANSWERABLE[lang]
+    if share < 0.55:
+        return asked, UNANSWERABLE[lang]
+    return asked, _punctuate(answer_phrase(note, kind, lang), lang)
 
 
 def _keys(note: Sentence, kind: str, lang: str, rng: random.Random) -> list[str]:
-    """What a question of this kind mentions, in any order."""
+    """What a question on a note mentions: the deed and, unless asked for, the person."""
     keys = [note.verb.base if lang == "en" else getattr(note.verb, lang)]
     if kind != "who":
         keys.append(subject_phrase(note.subject, None, lang))
-    if kind != "what" and note.thing:
-        keys.append(getattr(note.thing, lang))
-    elif kind == "who":
-        keys.append(getattr(note.place or note.time, lang))
     rng.shuffle(keys)
     return keys
+
+
+def _other_deed(note: Sentence, rng: random.Random) -> Sentence:
+    """The note with another person and another deed."""
+    other = unrelated_sentence(note, rng)
+    return replace(note, subject=other.subject, verb=other.verb)
 
 
 def _jot(note: Sentence, rng: random.Random) -> str:
