@@ -106,6 +106,7 @@ class LoRAFinetuneTextRecipe:
             compile=cfg.compile,
         )
         self.groups = training.trainable_groups(self.model, *TRAINED)
+        training.check_space(cfg, self.groups, self.max_steps)
         self.schedules = training.check_learning_rates(cfg.learning_rate, self.groups)
         self.optimizer = training.build_optimizer(cfg.optimizer, self.groups)
         if checkpoint is not None:

@@ -123,6 +123,7 @@ class MultimodalFuseRecipe:
             compile=cfg.compile,
         )
         self.groups = training.trainable_groups(self.model, *TRAINED)
+        training.check_space(cfg, self.groups, self.max_steps)
         self.schedules = training.check_learning_rates(cfg.learning_rate, self.groups)
         self.optimizer = training.build_optimizer(cfg.optimizer, self.groups)
         if checkpoint is not None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -34,14 +35,15 @@ def losses(folder):
 def run(recipe_module):
     """A function that runs a recipe in this process, as module fixtures can; gives its exit code.
 
-    ``stop_after`` sends SIGTERM after that step.
+    ``stop_after`` sends SIGTERM after that step, ``after_step`` is called after each.
     """
 
-    def run(name, *words, stop_after=None):
+    def run(name, *words, stop_after=None, after_step=lambda number: None):
         def step(log, number, metrics):
             take_note(log, number, metrics)
             if number == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
+            after_step(number)
 
         take_note = training.TrainingLog.step
         with pytest.MonkeyPatch.context() as patch:
@@ -224,6 +226,39 @@ def test_changed_settings_and_the_checkpoint_are_told_when_going_on(stages, run,
     # Without an evaluation of its own, it keeps the scores of the last one.
     then, now = (training.read_stage(d / "step_6")["metrics"] for d in (stages / "A", out))
     assert training.read_stage(out / "step_7")["metrics"] == then == now
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_whole(stages, run, capsys):
+    """Files may grow to 20 kB only from step 3 on, as if the disk were full."""
+    out, unlimited = stages / "A-full", resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = ["projector", "--config", stages / "projector.yaml", f"output_dir={out}"]
+    words += ["save_every_n_steps=1"]
+
+    def fill(number):
+        if number == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+
+    try:
+        assert run(*words, after_step=fill) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{out / 'step_3'}: cannot be written: " in error and "resume=true" in error
+    assert [p.name for p in training.list_checkpoints(out)] == ["step_1", "step_2"]
+    assert not list(out.glob(".*"))
+    assert run(*words, "resume=true") == 0
+    assert losses(out) == losses(stages / "A")
+    assert near_weights(stages / "A" / "step_6", out / "step_6", atol=0)
+
+
+def test_a_disk_with_no_room_for_checkpoints_is_noticed_first(stages, run, capsys, monkeypatch):
+    out = stages / "A-no-room"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 100_000))
+    words = ["projector", "--config", stages / "projector.yaml", f"output_dir={out}"]
+    assert run(*words, "save_every_n_steps=1") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"output_dir: {out} has 0.0001 GB free, its checkpoints need " in error
+    assert not out.exists()
 
 
 def test_keep_last_checkpoints(stages, run):

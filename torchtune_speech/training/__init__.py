@@ -11,6 +11,7 @@ from torchtune_speech.training._check import (
     check_text_only,
 )
 from torchtune_speech.training._checkpoint import (
+    check_space,
     find_checkpoint,
     list_checkpoints,
     load_state,
@@ -85,6 +86,7 @@ __all__ = [
     "check_learning_rates",
     "check_projector",
     "check_resume",
+    "check_space",
     "check_text_only",
     "clip_gradients",
     "compute_dtype",

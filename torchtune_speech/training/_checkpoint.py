@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -62,6 +64,9 @@ def save_checkpoint(
 
     Returns:
         The folder.
+
+    Raises:
+        InputError: if it cannot be written, a full disk say; earlier checkpoints stay whole.
     """
     folder = Path(output_dir) / f"step_{step}"
     weights = {
@@ -78,16 +83,63 @@ def save_checkpoint(
             shutil.rmtree(stale)
         if folder.exists():  # not whole, or the run would stand after it
             shutil.rmtree(folder)
-        with atomic_write(folder) as part:
-            (part / "state").mkdir(parents=True)
-            _write_weights(part, weights, model, llm_dir)
-            save_file(optimizer_state, part / "state" / "optimizer.safetensors")
-            write_json(part / "state" / "plan.json", plan_state)
-            write_json(part / "stage.json", {"format": FORMAT, "step": step, **stage})
+        try:
+            with atomic_write(folder) as part:
+                (part / "state").mkdir(parents=True)
+                _write_weights(part, weights, model, llm_dir)
+                save_file(optimizer_state, part / "state" / "optimizer.safetensors")
+                write_json(part / "state" / "plan.json", plan_state)
+                write_json(part / "stage.json", {"format": FORMAT, "step": step, **stage})
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"{folder}: cannot be written: {error}; it needs "
+                f"{_gigabytes(_checkpoint_bytes(groups))}, {_gigabytes(_free_bytes(folder))} are "
+                "free; make room and set resume=true, earlier checkpoints are whole"
+            ) from error
         for old in list_checkpoints(output_dir)[: -keep_last if keep_last else 0]:
             shutil.rmtree(old)
     process.barrier()
     return folder
+
+
+def check_space(cfg: DictConfig, groups: Groups, max_steps: int) -> None:
+    """Refuse a run whose checkpoints have no room on the disk.
+
+    Args:
+        cfg: configuration of a training recipe.
+        groups: trained parameters.
+        max_steps: steps of the run.
+
+    Raises:
+        InputError: saying how much is needed and how much is free.
+    """
+    every, keep = cfg.save_every_n_steps, cfg.keep_last
+    saves = 1 if every is None else -(-max_steps // every)
+    # A new one is whole before the oldest goes.
+    most = saves if keep is None else min(saves, keep + 1)
+    there = len(list_checkpoints(cfg.output_dir))
+    needed = max(1, most - there) * _checkpoint_bytes(groups)
+    free = _free_bytes(Path(cfg.output_dir))
+    if needed > free:
+        raise InputError(
+            f"output_dir: {cfg.output_dir} has {_gigabytes(free)} free, its checkpoints need "
+            f"{_gigabytes(needed)}; make room, lower keep_last, or name another output_dir"
+        )
+
+
+def _checkpoint_bytes(groups: Groups) -> int:
+    """Trained weights and the two moments of Adam, all in float32."""
+    return 3 * 4 * sum(p.numel() for named in groups.values() for p in named.values())
+
+
+def _free_bytes(path: Path) -> int:
+    """Free space where a file or folder is to be, which need not exist yet."""
+    path = path.absolute()
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
 
 
 def _write_weights(
