@@ -23,7 +23,7 @@ from torchtune import training, utils
 from tqdm import tqdm
 
 from torchtune_speech import config
-from torchtune_speech.data import AudioCut, Sample, load_manifest, resolve_audio
+from torchtune_speech.data import AudioCut, BadRow, Sample, load_manifest, resolve_audio
 from torchtune_speech.encoders import Encoder, audio_seconds, load_audio
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import (
@@ -33,6 +33,7 @@ from torchtune_speech.features import (
     finalize_store,
     stored_seconds,
 )
+from torchtune_speech.files import write_jsonl
 from torchtune_speech.training import find_device
 
 KEYS = {
@@ -48,7 +49,7 @@ KEYS = {
     "batch_seconds": "seconds of audio encoded at once, padding included; default: 240",
     "num_workers": "threads that read audio ahead of the encoder; default: 4",
     "shard_mb": "size of a shard in megabytes; default: 512",
-    "on_bad_sample": "fail, or skip (count, report, go on); default: fail",
+    "on_bad_sample": "fail, or skip (go on; bad_samples.jsonl lists them); default: fail",
     "dry_run": "print what would be done, load no weights, write nothing; default: false",
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -56,6 +57,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # beyond that, which keeps reading local.
 BLOCK = 8192
 BATCHES_AHEAD = 3
+BAD_SAMPLES_FILE = "bad_samples.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ class ExtractFeaturesRecipe:
         self.on_bad_sample = _choice(cfg, "on_bad_sample", "fail", ("fail", "skip"))
         self.dry_run = bool(cfg.get("dry_run", False))
         self.log = utils.get_logger("INFO")
-        self.skipped = 0
+        self.bad_rows: list[BadRow] = []  # of the manifests; each process reads them all
+        self.bad_audio: list[str] = []  # of this process's share
 
     def setup(self, cfg: DictConfig) -> None:
         """Reads the manifests, builds the encoder, and checks that the store will take its frames.
@@ -168,6 +171,7 @@ class ExtractFeaturesRecipe:
             manifest,
             where=self.where,
             on_bad_sample=self.on_bad_sample,
+            bad=self.bad_rows,
             check_audio=not self.dry_run,
             require_target=False,
         )
@@ -295,37 +299,43 @@ class ExtractFeaturesRecipe:
         return jobs, waveforms
 
     def _skip(self, error: InputError) -> None:
-        self.skipped += 1
-        if self.skipped <= 10:
+        self.bad_audio.append(str(error))
+        if len(self.bad_audio) <= 10:
             self.log.warning(f"skipped: {error}")
 
     def _finish(self, writer: FeatureWriter, seconds: float, start: float) -> None:
         """Makes the index once all are done, and says what was done."""
         sums = torch.tensor(
-            [seconds, writer.frames_written, writer.bytes_written, self.skipped],
-            dtype=torch.float64,
+            [seconds, writer.frames_written, writer.bytes_written], dtype=torch.float64
         )
+        bad_audio = [self.bad_audio] * self.world_size
         if self.world_size > 1:
             try:
                 dist.all_reduce(sums)
+                dist.all_gather_object(bad_audio, self.bad_audio)
             except RuntimeError:
                 # Another process has failed and has said why.
                 sys.exit(1)
-        seconds, frames, size, skipped = sums.tolist()
+        seconds, frames, size = sums.tolist()
+        bad = [row.message for row in self.bad_rows] + sum(bad_audio, [])
         if self.rank == 0:
             writer.discard_if_empty()
             if not self.output_dir.exists():
                 raise InputError(
-                    f"{self.manifests[0]}: no audio could be read, {skipped:.0f} skipped; see the "
+                    f"{self.manifests[0]}: no audio could be read, {len(bad)} skipped; see the "
                     "reasons above"
                 )
+            bad_samples = self.output_dir / BAD_SAMPLES_FILE
+            bad_samples.unlink(missing_ok=True)
+            if bad:
+                write_jsonl(bad_samples, ({"message": message} for message in bad))
             count = finalize_store(self.output_dir)
             elapsed = time.perf_counter() - start
             self.log.info(
                 f"{self.output_dir}: {seconds / 3600:.2f} h of audio in {elapsed:.0f} s "
                 f"({seconds / elapsed:.0f} x real time), {frames:.0f} frames, "
                 f"{size / 1e6:.1f} MB; {count} utterances in the store"
-                + (f"; {skipped:.0f} skipped" if skipped else "")
+                + (f"; {len(bad)} skipped, see {BAD_SAMPLES_FILE} there" if bad else "")
             )
         self._barrier()
 

@@ -15,6 +15,7 @@ from torchtune_speech import config
 from torchtune_speech.encoders import FilterBankEncoder, filter_bank_encoder, load_audio
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore, average_frames, verify_store
+from torchtune_speech.files import read_jsonl
 
 ROOT = Path(extract_features.__file__).parents[1]
 ENCODER = {"_component_": "torchtune_speech.encoders.filter_bank_encoder"}
@@ -201,6 +202,11 @@ def test_faulty_audio_is_named_or_skipped(tmp_path, row, message):
     assert not (tmp_path / "store").exists()
     _run(_config(folder, tmp_path / "store", on_bad_sample="skip"))
     assert FeatureStore(tmp_path / "store").keys() == ["good.wav"]
+    [bad] = read_jsonl(tmp_path / "store" / "bad_samples.jsonl")
+    assert message in bad["message"] and "on_bad_sample" not in bad["message"]
+    (folder / "manifest.jsonl").write_text('{"id": "a", "task": "asr", "audio": "good.wav"}\n')
+    _run(_config(folder, tmp_path / "store"))
+    assert not (tmp_path / "store" / "bad_samples.jsonl").exists()
 
 
 def test_nothing_but_faulty_audio(tmp_path):
