@@ -37,6 +37,7 @@ KEYS = {
     "optimizer": "component: optimizer; learning rates are set by learning_rate",
     "learning_rate": "lora: lr, schedule (cosine or constant), warmup_steps",
     "clip_grad_norm": "largest norm of all gradients together; null for no clipping",
+    "on_nonfinite": "fail, or skip a step whose loss or gradient is not finite",
     "save_every_n_steps": "steps between checkpoints; null saves at the end only",
     "keep_last": "checkpoints to keep; null keeps all",
     "resume": "go on from the newest checkpoint in output_dir",
@@ -69,7 +70,7 @@ class LoRAFinetuneTextRecipe:
         """Read the data, plan the run, build the model; go on from a checkpoint if asked to."""
         cfg = self.cfg
         checkpoint = training.resume_point(cfg.output_dir, cfg.resume)
-        training.check_numbers(cfg)
+        training.check_settings(cfg)
         training.llm_fingerprint(cfg.llm_dir)  # is it there? before the data is read
         torch.manual_seed(cfg.seed)
         data = {"tokenizer": config.instantiate(cfg.tokenizer), "max_seq_len": cfg.max_seq_len}
@@ -159,12 +160,18 @@ class LoRAFinetuneTextRecipe:
                     step,
                     self.dataset,
                     clip_grad_norm=cfg.clip_grad_norm,
+                    on_nonfinite=cfg.on_nonfinite,
                 )
                 done, now = step.number + 1, time.perf_counter()
                 log.step(
                     done,
                     training.step_metrics(
-                        losses, step, grad_norm=grad_norm, seconds=now - began, rates=rates
+                        losses,
+                        step,
+                        self.dataset,
+                        grad_norm=grad_norm,
+                        seconds=now - began,
+                        rates=rates,
                     ),
                 )
                 if process.any(stop.requested):  # whoever sent it kills after some seconds

@@ -43,6 +43,7 @@ KEYS = {
     "optimizer": "component: optimizer; learning rates are set by learning_rate",
     "learning_rate": "projector: lr, schedule (cosine or constant), warmup_steps",
     "clip_grad_norm": "largest norm of all gradients together; null for no clipping",
+    "on_nonfinite": "fail, or skip a step whose loss or gradient is not finite",
     "save_every_n_steps": "steps between checkpoints; null saves at the end only",
     "keep_last": "checkpoints to keep; null keeps all",
     "resume": "go on from the newest checkpoint in output_dir",
@@ -75,7 +76,7 @@ class ProjectorRecipe:
         """Read the data, plan the run, build the model; go on from a checkpoint if asked to."""
         cfg = self.cfg
         checkpoint = training.resume_point(cfg.output_dir, cfg.resume)
-        training.check_numbers(cfg)
+        training.check_settings(cfg)
         training.llm_fingerprint(cfg.llm_dir)  # is it there? before the data is read
         torch.manual_seed(cfg.seed)
         projector = config.instantiate(cfg.projector)
@@ -196,12 +197,18 @@ class ProjectorRecipe:
                     step,
                     self.dataset,
                     clip_grad_norm=cfg.clip_grad_norm,
+                    on_nonfinite=cfg.on_nonfinite,
                 )
                 done, now = step.number + 1, time.perf_counter()
                 log.step(
                     done,
                     training.step_metrics(
-                        losses, step, grad_norm=grad_norm, seconds=now - began, rates=rates
+                        losses,
+                        step,
+                        self.dataset,
+                        grad_norm=grad_norm,
+                        seconds=now - began,
+                        rates=rates,
                     ),
                 )
                 if process.any(stop.requested):  # whoever sent it kills after some seconds

@@ -66,7 +66,7 @@ class SpeechGenerateRecipe:
     def setup(self) -> None:
         """Read the data and load the model."""
         cfg = self.cfg
-        training.check_numbers(cfg)
+        training.check_settings(cfg)
         found = {"llm": training.llm_fingerprint(cfg.llm_dir), "store": None}
         projector = config.instantiate(cfg.projector)
         tokenizer = config.instantiate(cfg.tokenizer)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_world import make_data, make_llm, write_config
 
 from torchtune_speech import training
@@ -226,6 +227,42 @@ def test_changed_settings_and_the_checkpoint_are_told_when_going_on(stages, run,
     # Without an evaluation of its own, it keeps the scores of the last one.
     then, now = (training.read_stage(d / "step_6")["metrics"] for d in (stages / "A", out))
     assert training.read_stage(out / "step_7")["metrics"] == then == now
+
+
+@pytest.fixture(scope="module")
+def broken_store(world):
+    """A feature store in which the frames of one utterance are not numbers."""
+    folder = world / "broken-features"
+    shutil.copytree(world / "data" / "features", folder)
+    (shard,) = folder.glob("*.safetensors")
+    with safe_open(shard, "pt") as file:
+        metadata = file.metadata()
+    frames = load_file(shard)
+    frames["3.wav"][2] = float("nan")
+    save_file(frames, shard, metadata)
+    return folder
+
+
+@pytest.mark.parametrize("recipe", ["projector", "multimodal_fuse"])
+def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(
+    stages, run, capsys, broken_store, recipe
+):
+    out = stages / f"{recipe}-broken"
+    words = [recipe, "--config", stages / f"{recipe}.yaml", f"dataset.features={broken_store}"]
+    words += [f"output_dir={out}", "eval_dataset=null", "rows_per_step=1", "max_steps=12"]
+    assert run(*words) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "loss nan" in error and "3-" in error and "on_nonfinite=skip" in error
+    assert not training.list_checkpoints(out)
+    assert run(*words, "on_nonfinite=skip") == 0
+    rows = read_jsonl(out / "metrics.jsonl")
+    skipped = [row for row in rows if "skipped_samples" in row]
+    assert 0 < len(skipped) < len(rows) == 12
+    for row in rows:
+        bad = [i for i in row.get("skipped_samples", ()) if i.startswith("3-")]
+        assert bool(bad) == (row["loss"] is None) == (row in skipped)
+    weights = load_file(out / "step_12" / "projector.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_whole(stages, run, capsys):

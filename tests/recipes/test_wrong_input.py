@@ -415,6 +415,7 @@ for _recipe in ("projector", "lora_finetune_text", "multimodal_fuse"):
         ("no_rows", ["rows_per_step=0"], "rows_per_step: 0; give a whole number of 1 or more"),
         ("part_of_a_step", ["max_steps=1.5"], "max_steps: 1.5; give a whole number"),
         ("save_never", ["save_every_n_steps=0"], "save_every_n_steps: 0; give a whole number"),
+        ("nonfinite", ["on_nonfinite=ignore"], "on_nonfinite: 'ignore'; use fail or skip"),
         ("clip", ["clip_grad_norm=0"], "clip_grad_norm: 0; give a number above 0, or null"),
         ("one_rate", ["learning_rate=1e-3"], "learning_rate: 0.001; give lr, schedule and"),
         ("unknown_key", ["batchsize=4"], "config: unknown key 'batchsize'"),

@@ -5,9 +5,9 @@ from torchtune_speech.training._check import (
     check_checkpoint_fits,
     check_embedding_target,
     check_frame_width,
-    check_numbers,
     check_projector,
     check_resume,
+    check_settings,
     check_text_only,
 )
 from torchtune_speech.training._checkpoint import (
@@ -56,7 +56,6 @@ from torchtune_speech.training._process import (
 )
 from torchtune_speech.training._run import (
     TrainingError,
-    check_finite,
     clip_gradients,
     fingerprints,
     is_due,
@@ -79,9 +78,8 @@ __all__ = [
     "build_plan",
     "build_speech_llm",
     "check_checkpoint_fits",
-    "check_numbers",
+    "check_settings",
     "check_embedding_target",
-    "check_finite",
     "check_frame_width",
     "check_learning_rates",
     "check_projector",

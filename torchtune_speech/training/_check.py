@@ -45,13 +45,14 @@ _STEP_KEYS = (
     "embedding_weight",
     "spec_augment",
     "clip_grad_norm",
+    "on_nonfinite",
     "dtype",
 )
 _log = get_logger("INFO")
 
 
-def check_numbers(cfg: DictConfig) -> None:
-    """Refuse numbers of rows, steps, samples and tokens that are no counts, and odd weights.
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse numbers of rows, steps, samples and tokens that are no counts, and other odd values.
 
     Args:
         cfg: configuration of a training or generation recipe.
@@ -75,6 +76,8 @@ def check_numbers(cfg: DictConfig) -> None:
     norm = cfg.get("clip_grad_norm")
     if norm is not None and (not _is_number(norm) or norm <= 0):
         raise InputError(f"clip_grad_norm: {norm!r}; give a number above 0, or null")
+    if cfg.get("on_nonfinite", "fail") not in ("fail", "skip"):
+        raise InputError(f"on_nonfinite: {cfg.on_nonfinite!r}; use fail or skip")
 
 
 def _is_number(value: Any) -> bool:

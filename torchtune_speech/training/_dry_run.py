@@ -14,7 +14,7 @@ from torchtune_speech import config
 from torchtune_speech.data import AudioCut, Plan, Sample, Step, fill, plan_sources, text_twin
 from torchtune_speech.models import SpeechLLM
 from torchtune_speech.training._build import meta_speech_llm
-from torchtune_speech.training._check import check_numbers, check_projector
+from torchtune_speech.training._check import check_projector, check_settings
 from torchtune_speech.training._loader import build_plan, resolve_max_steps
 from torchtune_speech.training._optim import check_learning_rates, trainable_groups
 from torchtune_speech.training._process import compute_dtype
@@ -57,7 +57,7 @@ def dry_run_report(
     Raises:
         InputError: if the configuration is wrong, or the data that is there is.
     """
-    check_numbers(cfg)
+    check_settings(cfg)
     dtype = compute_dtype(cfg.dtype)  # which this machine need not support
     with torch.device("meta"):
         projector = config.instantiate(cfg.get("projector"))

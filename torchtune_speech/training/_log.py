@@ -137,10 +137,10 @@ def flat_scores(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _short(value: Any) -> Any:
-    """Nine significant digits tell any two float32 numbers apart."""
-    if not isinstance(value, float) or not math.isfinite(value):
+    """Nine significant digits tell any two float32 numbers apart; JSON has no word for NaN."""
+    if not isinstance(value, float):
         return value
-    return float(f"{value:.9g}")
+    return float(f"{value:.9g}") if math.isfinite(value) else None
 
 
 def _keep_steps(file: Path, last: int) -> None:

@@ -1,6 +1,7 @@
 """Small steps that all training recipes take in the same way."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,28 +90,6 @@ def clip_gradients(
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
-def check_finite(losses: StepLoss, grad_norm: float, step: Step, dataset: SpeechDataset) -> None:
-    """Stop before a broken gradient reaches the weights.
-
-    Args:
-        losses: of the step.
-        grad_norm: of the step.
-        step: the step.
-        dataset: where its samples come from.
-
-    Raises:
-        TrainingError: if loss or gradient norm is not finite, naming the samples.
-    """
-    if math.isfinite(losses.loss) and math.isfinite(grad_norm):
-        return
-    some = ", ".join(dataset.samples[i].id for i in step.samples[:5])
-    raise TrainingError(
-        f"step {step.number + 1}: loss {losses.loss}, gradient norm {grad_norm} "
-        f"(samples {some}, ...); look at these samples, or lower the learning rate, "
-        "and set resume=true"
-    )
-
-
 def update(
     optimizer: torch.optim.Optimizer,
     groups: Mapping[str, Mapping[str, nn.Parameter]],
@@ -119,6 +98,7 @@ def update(
     dataset: SpeechDataset,
     *,
     clip_grad_norm: float | None,
+    on_nonfinite: str = "fail",
 ) -> float:
     """Clip the gradients, check them, and take the optimizer's step.
 
@@ -129,38 +109,64 @@ def update(
         step: the step.
         dataset: where its samples come from.
         clip_grad_norm: largest norm of all gradients together; None for no clipping.
+        on_nonfinite: what to do when loss or gradient norm is not finite: ``fail``, or ``skip``
+            the step, as if it had not been drawn. Weights and optimizer stay as they were.
 
     Returns:
         The gradient norm before clipping.
 
     Raises:
-        TrainingError: if loss or gradient norm is not finite; the weights are left as they were.
+        TrainingError: if loss or gradient norm is not finite, under ``fail``.
     """
     grad_norm = clip_gradients(groups, clip_grad_norm)
-    check_finite(losses, grad_norm, step, dataset)
-    optimizer.step()
+    if math.isfinite(losses.loss) and math.isfinite(grad_norm):
+        optimizer.step()
+    else:
+        some = ", ".join(dataset.samples[i].id for i in step.samples[:5])
+        what = (
+            f"step {step.number + 1}: loss {losses.loss}, gradient norm {grad_norm} "
+            f"(samples {some}, ...)"
+        )
+        if on_nonfinite == "fail":
+            raise TrainingError(
+                f"{what}; look at these samples, lower the learning rate, or set "
+                "on_nonfinite=skip, and set resume=true"
+            )
+        log_rank_zero(_log, f"{what}; skipped", logging.WARNING)
     optimizer.zero_grad(set_to_none=True)
     return grad_norm
 
 
 def step_metrics(
-    losses: StepLoss, step: Step, *, grad_norm: float, seconds: float, rates: Mapping[str, float]
+    losses: StepLoss,
+    step: Step,
+    dataset: SpeechDataset,
+    *,
+    grad_norm: float,
+    seconds: float,
+    rates: Mapping[str, float],
 ) -> dict[str, Any]:
     """The numbers of a step for ``metrics.jsonl``.
 
     Args:
         losses: of the step.
         step: the step.
+        dataset: where its samples come from.
         grad_norm: before clipping.
         seconds: wall-clock time of the step.
         rates: learning rates, ``lr_<group>``.
 
     Returns:
-        The metrics; ``fill`` is the share of computed positions that held tokens.
+        The metrics; ``fill`` is the share of computed positions that held tokens. A step that was
+        skipped, since its loss or gradient was not finite, has the ids of its samples in
+        ``skipped_samples``.
     """
     ctc = {}
     if losses.ctc is not None:
         ctc = {"ctc_loss": losses.ctc, "ctc_skipped": losses.ctc_skipped}
+    skipped = {}
+    if not (math.isfinite(losses.loss) and math.isfinite(grad_norm)):
+        skipped = {"skipped_samples": [dataset.samples[i].id for i in step.samples]}
     return {
         "loss": losses.loss,
         **ctc,
@@ -174,6 +180,7 @@ def step_metrics(
         "fill": losses.tokens / max(losses.slots, 1),
         "seconds": seconds,
         "tokens_per_second": losses.tokens / seconds,
+        **skipped,
     }
 
 
