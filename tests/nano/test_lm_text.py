@@ -56,9 +56,8 @@ def asked(rows):
     """Yields notes, question and answer."""
     for row in of_kind(rows, "span"):
         notes, first = row["turns"][0][0].split("\n")
-        yield notes, first, row["turns"][0][1]
-        for question, answer in row["turns"][1:]:
-            yield notes, question, answer
+        for question, answer in [(first, row["turns"][0][1]), *row["turns"][1:]]:
+            yield notes, question.split(": ")[-1], answer
 
 
 def test_answers_stand_in_english_notes(rows):

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     llm = commands.add_parser("llm", help="tokenizer and small LLM")
     llm.add_argument("--data", required=True, metavar="FOLDER", help="folder that `world` made")
     llm.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
-    defaults = {"steps": 2000, "batch_size": 24, "learning_rate": 0.01, "seed": 0}
+    defaults = {"steps": 1800, "batch_size": 24, "learning_rate": 0.01, "seed": 0}
     _add_numbers(llm, _LLM_NUMBERS, defaults)
     llm.set_defaults(build=_build_llm)
     return parser

@@ -68,7 +68,7 @@ def pretrain_llm(
     data_dir: str | os.PathLike[str],
     out_dir: str | os.PathLike[str],
     *,
-    steps: int = 2000,
+    steps: int = 1800,
     batch_size: int = 24,
     learning_rate: float = 0.01,
     embedding_learning_rate: float = 0.01,

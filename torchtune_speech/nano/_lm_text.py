@@ -27,6 +27,13 @@ Turn = tuple[str, str]
 SHARES = {"repeat": 0.2, "phrase": 0.3, "span": 0.5}
 
 _NUM_QUESTIONS = (2, 4)  # on each note
+# A word after a space is another token than at the start of a line: questions come in both places.
+_QUESTION = {
+    "en": ("Question: ", "The question: ", ""),
+    "de": ("Frage: ", "Die Frage: ", ""),
+    "it": ("Domanda: ", "La domanda: ", ""),
+    "zh": ("问题： ", "提问： ", ""),
+}
 _REPEAT = (
     "Repeat the text.",
     "Copy the English content.",
@@ -153,6 +160,7 @@ def _ask_on_note(note: Sentence, rng: random.Random) -> Turn:
     word = rng.choice([word for word in QUESTION_WORDS if word.en == kind])
     names = [getattr(word, lang), *_keys(asked_of, kind, lang, rng)]
     asked = capitalize(_COMMA[lang].join(names)) + ("？" if lang == "zh" else "?")
+    asked = rng.choice(_QUESTION[lang]) + asked
     if share < 0.55:
         return asked, UNANSWERABLE[lang]
     return asked, _punctuate(answer_phrase(note, kind, lang), lang)
