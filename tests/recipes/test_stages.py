@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -263,6 +264,27 @@ def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(
         assert bool(bad) == (row["loss"] is None) == (row in skipped)
     weights = load_file(out / "step_12" / "projector.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_checkpoints_are_data_nothing_is_unpickled(stages, run):
+    unpickled, watching = [], True
+
+    def watch(event, arguments):  # an audit hook stays for good
+        if watching and event == "pickle.find_class":
+            unpickled.append(arguments)
+
+    sys.addaudithook(watch)
+    pickle.loads(pickle.dumps(Path))
+    assert len(unpickled) == 1
+    out = stages / "C-watched"
+    shutil.copytree(stages / "C", out)
+    words = [f"output_dir={out}", "max_steps=7", "resume=true", "eval_dataset=null"]
+    assert run("multimodal_fuse", "--config", stages / "multimodal_fuse.yaml", *words) == 0
+    output = stages / "watched.jsonl"
+    file = write_config(stages, "speech_generate", checkpoint=str(out), output=str(output), limit=2)
+    assert run("speech_generate", "--config", file) == 0
+    watching = False
+    assert len(unpickled) == 1
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_whole(stages, run, capsys):
