@@ -5,6 +5,7 @@ once, however many rows refer to it. A run that was interrupted continues where 
 run with further manifests adds to the store.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -31,6 +32,7 @@ from torchtune_speech.features import (
     averaged_length,
     check_store,
     finalize_store,
+    lock_store,
     stored_seconds,
 )
 from torchtune_speech.files import write_jsonl
@@ -133,14 +135,6 @@ class ExtractFeaturesRecipe:
             return
         fingerprint = {**self.encoder.fingerprint(), "frame_average": self.frame_average}
         check_store(self.output_dir, fingerprint, self.dtype)
-        self.stored_seconds = stored_seconds(self.output_dir)
-        # All have looked at what is done before any writes: their shares must not overlap.
-        self._barrier()
-        done = sum(job.cut.key in self.stored_seconds for job in self.jobs)
-        self._log(
-            f"{len(self.jobs)} stretches of audio, {done} of them in {self.output_dir} "
-            f"already; {self.world_size} process(es), device {device}"
-        )
 
     def _setup_jobs(self) -> list[Job]:
         """Every stretch of audio of the manifests, once, at each speed."""
@@ -185,10 +179,22 @@ class ExtractFeaturesRecipe:
         if self.dry_run:
             self._print_plan()
             return
+        # The first process has the lock for all of this run's.
+        with lock_store(self.output_dir) if self.rank == 0 else contextlib.nullcontext():
+            self._extract()
+
+    def _extract(self) -> None:
+        self.stored_seconds = stored_seconds(self.output_dir)
+        # All have looked at what is done before any writes: their shares must not overlap.
+        self._barrier()
         # Those that are done come last, so that each process gets its share of the others.
         new, done = [], []
         for job in self.jobs:
             (done if job.cut.key in self.stored_seconds else new).append(job)
+        self._log(
+            f"{len(self.jobs)} stretches of audio, {len(done)} of them in {self.output_dir} "
+            f"already; {self.world_size} process(es)"
+        )
         jobs = self._measure((new + done)[self.rank :: self.world_size])
         writer = FeatureWriter(
             self.output_dir,

@@ -20,6 +20,13 @@ for _name in ("TORCHTUNE_SPEECH_TRACEBACK", "WORLD_SIZE", "RANK"):
 
 ROOT = Path(__file__).parents[1]
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-tables", action="store_true", help="write docs/wrong_input.md anew from the tests"
+    )
+
+
 GREET_RECIPE = '''"""Greets somebody.
 
 Used by tests only.

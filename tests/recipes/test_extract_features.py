@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torchtune_speech import config
 from torchtune_speech.encoders import FilterBankEncoder, filter_bank_encoder, load_audio
 from torchtune_speech.errors import InputError
-from torchtune_speech.features import FeatureStore, average_frames, verify_store
+from torchtune_speech.features import FeatureStore, average_frames, lock_store, verify_store
 from torchtune_speech.files import read_jsonl
 
 ROOT = Path(extract_features.__file__).parents[1]
@@ -257,6 +257,19 @@ def test_a_store_that_knows_other_audio_by_this_name_is_refused(tmp_path, num_pr
         assert process.returncode == 1 and output.count("holds other audio of 0.50 s") == 1
     assert _contents(tmp_path / "store").keys() == before.keys()
     _run(configs[0])  # the same again is fine
+
+
+def test_a_store_that_another_run_writes_to_is_left_alone(data, tmp_path):
+    cfg = _config(data, tmp_path / "store", where={"split": "train"})
+    with (
+        lock_store(tmp_path / "store"),
+        pytest.raises(InputError, match="store: another run is writing to this store"),
+    ):
+        _run(cfg)
+    assert not (tmp_path / "store").exists()
+    _run(cfg)
+    with lock_store(tmp_path / "store"):  # free again
+        pass
 
 
 def test_another_encoders_store_is_not_added_to(data, tmp_path):

@@ -516,8 +516,42 @@ def test_the_unchanged_configs_are_right(world, run_recipe, tmp_path):
     assert {p.name for p in out.iterdir()} == {"metrics.jsonl", "step_1", "p.jsonl"}
 
 
+TABLE = Path(__file__).parents[2] / "docs" / "wrong_input.md"
+TABLE_HEAD = """# Wrong input, and what is said about it
+
+What `tests/recipes/test_wrong_input.py` tries, and the one line that it gets (exit code 1, nothing
+written). Written by
+`make test PYTEST_ARGS="--write-tables tests/recipes/test_wrong_input.py"`.
+
+| recipe | wrong | line |
+|---|---|---|
+"""
+
+
+@pytest.fixture(scope="module")
+def lines(request):
+    """Name of a case to the line it got; written to the docs if asked to."""
+    found = {}
+    yield found
+    if request.config.getoption("--write-tables"):
+        rows = (
+            f"| {CASES[name][0]} | {name.partition('-')[2].replace('_', ' ')} | `{line}` |\n"
+            for name, line in sorted(found.items())
+        )
+        TABLE.write_text(TABLE_HEAD + "".join(rows), encoding="utf-8")
+
+
+def test_the_table_in_the_docs_has_all_cases():
+    rows = [line.split(" | ") for line in TABLE.read_text(encoding="utf-8").splitlines()]
+    listed = {
+        f"{row[0].removeprefix('| ')}-{row[1].replace(' ', '_')}" for row in rows if len(row) > 2
+    }
+    assert set(CASES) <= listed  # where there is a GPU, asking for one is not tried
+    assert {name.partition("-")[2] for name in listed - set(CASES)} <= {"wrong", "device"}
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_wrong_input_is_one_line_and_leaves_nothing(name, world, run_recipe, tmp_path):
+def test_wrong_input_is_one_line_and_leaves_nothing(name, world, run_recipe, tmp_path, lines):
     recipe, parts, prepare = CASES[name]
     out = tmp_path / "out"
     where = f"output={out / 'p.jsonl'}" if recipe == "speech_generate" else f"output_dir={out}"
@@ -528,6 +562,9 @@ def test_wrong_input_is_one_line_and_leaves_nothing(name, world, run_recipe, tmp
     (line,) = (line for line in err.splitlines() if line.startswith("error:"))
     for part in parts:
         assert part in line
+    for folder in (world, tmp_path):
+        line = line.replace(str(folder), "runs")
+    lines[name] = line.removeprefix("error: ").replace("|", "\\|").replace("`", "'")
     assert "Traceback" not in err
     assert not out.exists()
     assert sorted(world.rglob("*")) == before

@@ -12,6 +12,7 @@ from torchtune_speech.features._writer import (
     FeatureWriter,
     check_store,
     finalize_store,
+    lock_store,
     stored_seconds,
 )
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_fingerprint",
     "check_store",
     "finalize_store",
+    "lock_store",
     "read_store_info",
     "stored_seconds",
     "verify_store",
