@@ -1,12 +1,15 @@
 """Kills runs at random moments, lets them go on, and compares with runs that were left alone.
 
-`make faults` runs the long form; `test_campaign.py` a short one. Children are forked with the
-libraries loaded, so that a kill and its recovery take a second or two. Half of the kills come after
-a random time, half at a random file operation (open, rename, mkdir, remove) below the output
-folder, so that the moments within a checkpoint, a shard or a predictions file are hit, too.
+`make faults` runs the long form; `test_campaign.py` a short one. Children are forked from a process
+that has loaded the libraries and never used them (what a thread holds in the moment of a fork stays
+held for ever in the child), so that a kill and its recovery take a second or two. Half of the
+kills come after a random time, half at a random file operation (open, rename, mkdir, remove) below
+the output folder, so that the moments within a checkpoint, a shard or a predictions file are hit,
+too.
 """
 
 import argparse
+import faulthandler
 import importlib.util
 import json
 import os
@@ -15,13 +18,17 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # as tests/conftest.py does for the tests
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    os.environ["OMP_NUM_THREADS"] = "1"  # no thread pool may live in the parent of a fork
+    # No thread may live in the parent of a fork: neither a pool's nor that of pyarrow's jemalloc.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 
 import numpy as np
 import soundfile
@@ -37,7 +44,7 @@ from torchtune_speech.training import list_checkpoints
 STEPS = 6
 HANGS = 1000
 _TIMES = ("seconds", "tokens_per_second")
-_LONGEST_S, _POLL_S = 120.0, 0.01
+_LONGEST_S, _POLL_S = 60.0, 0.01
 _FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
 
 
@@ -69,15 +76,8 @@ def reference_output(world: Path, name: str) -> Path:
     return world / "runs" / name / "out"
 
 
-def build_jobs(world: Path) -> list[Job]:
-    """Makes a tiny world and the jobs in it.
-
-    Args:
-        world: an empty folder.
-
-    Returns:
-        Stages A, B and C, extraction and generation; C and generation start from A and B.
-    """
+def build_world(world: Path) -> int:
+    """Makes a tiny LLM, a store with rows, and audio, below an empty folder; returns 0."""
     make_llm(world / "llm")
     make_data(world / "data")
     rng = np.random.default_rng(0)
@@ -90,6 +90,18 @@ def build_jobs(world: Path) -> list[Job]:
     (world / "audio" / "manifest.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
     )
+    return 0
+
+
+def build_jobs(world: Path) -> list[Job]:
+    """Writes the jobs' configs.
+
+    Args:
+        world: where `build_world` made it.
+
+    Returns:
+        Stages A, B and C, extraction and generation; C and generation start from A and B.
+    """
     saving = {
         "max_steps": STEPS,
         "save_every_n_steps": 1,
@@ -201,15 +213,46 @@ def run_forked(
         Exit code; minus the number of the signal that ended it; ``HANGS`` if nothing did.
     """
     words = [*job.words, f"{job.output}={output}", *(job.on_resume if resume else ())]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        _become(job.recipe, words, output, log, kill_at_event, signal_number, count_into)
+    child = _fork(
+        log,
+        lambda: _run_recipe(job.recipe, words, output, kill_at_event, signal_number, count_into),
+    )
     if kill_after_s is not None:
         time.sleep(kill_after_s)
         os.kill(child, signal_number)  # a child that has ended waits for us: its id is its own
-    for _ in range(int(_LONGEST_S / _POLL_S)):
+    return _wait(child)
+
+
+def _fork(log: Path, work: Callable[[], int]) -> int:
+    """Forks a child that does some work, prints to `log`, and exits with the work's result."""
+    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    if len(threads) > 1:
+        raise RuntimeError(f"threads {', '.join(threads)}: their locks would be held in the child")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.setsid()
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        faulthandler.dump_traceback_later(_LONGEST_S - 5, file=file)
+        code = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait(child: int) -> int:
+    """Waits for a child: its exit code, or ``HANGS`` if it had to be killed."""
+    end = time.monotonic() + _LONGEST_S
+    while time.monotonic() < end:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
@@ -219,50 +262,40 @@ def run_forked(
     return HANGS
 
 
-def _become(
+def _run_recipe(
     recipe: str,
     words: Sequence[str],
     output: Path,
-    log: Path,
     kill_at_event: int | None,
     signal_number: int,
     count_into: Path | None,
-) -> None:
-    """Turns this (forked) process into a run of a recipe; does not return."""
-    code = 1
+) -> int:
+    """Runs a recipe in this process, which gets a signal at one of its file operations."""
+    events = 0
+
+    def watch(event: str, arguments: tuple) -> None:
+        nonlocal events
+        if event not in _FILE_EVENTS or not isinstance(arguments[0], (str, os.PathLike)):
+            return
+        if not os.fspath(arguments[0]).startswith(str(output.parent)):
+            return
+        if events == kill_at_event:
+            os.kill(os.getpid(), signal_number)
+        events += 1
+
+    sys.addaudithook(watch)
+    sys.argv = [recipe, *words]
+    spec = importlib.util.spec_from_file_location(recipe, recipe_path(recipe))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    code = 0
     try:
-        os.setsid()
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        for stream in (1, 2):
-            os.dup2(file, stream)
-        events = 0
-
-        def watch(event: str, arguments: tuple) -> None:
-            nonlocal events
-            if event not in _FILE_EVENTS or not isinstance(arguments[0], (str, os.PathLike)):
-                return
-            if not os.fspath(arguments[0]).startswith(str(output.parent)):
-                return
-            if events == kill_at_event:
-                os.kill(os.getpid(), signal_number)
-            events += 1
-
-        sys.addaudithook(watch)
-        sys.argv = [recipe, *words]
-        spec = importlib.util.spec_from_file_location(recipe, recipe_path(recipe))
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        try:
-            module.recipe_main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-        if count_into is not None:
-            count_into.write_text(str(events))
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        module.recipe_main()
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    if count_into is not None:
+        count_into.write_text(str(events))
+    return code
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +331,7 @@ def run_reference(job: Job, world: Path) -> Reference:
     log, count = world / f"{job.name}.log", world / f"{job.name}.events"
     began = time.perf_counter()
     if run_forked(job, output, log, count_into=count):
-        raise RuntimeError(f"{job.name} fails when left alone:\n{log.read_text()[-2000:]}")
+        raise RuntimeError(f"{job.name} fails when left alone:\n{_tail(log)}")
     return Reference(output, time.perf_counter() - began, int(count.read_text()))
 
 
@@ -331,20 +364,24 @@ def kill_and_go_on(
         if code == 0:
             break
         if code not in (-number, 128 + number):
-            faults.append(f"lost: {job.name} ended with {code} at {moment}; see {log}")
+            faults.append(f"lost: {job.name} ended with {code} at {moment}:\n{_tail(log)}")
         done += 1
         if problem := job.lost(output):
             faults.append(f"lost: {job.name} at {moment}: {problem}")
     code = run_forked(job, output, log, resume=True)
     if code:
-        faults.append(f"lost: {job.name} could not go on ({code}); see {log}")
-    elif not job.is_same(reference.output, output):
+        faults.append(f"lost: {job.name} could not go on ({code}):\n{_tail(log)}")
+    elif _wait(_fork(log, lambda: int(not job.is_same(reference.output, output)))):
         faults.append(f"different: {output} from {reference.output}")
     return done, faults
 
 
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-3000:]
+
+
 def run_campaign(folder: Path, *, kills: int, seed: int = 0, progress: bool = True) -> dict:
-    """Kills all jobs in turn until there were so many kills.
+    """Kills all jobs in turn until there were so many kills, or one hangs.
 
     Args:
         folder: to work in; it must be empty.
@@ -357,6 +394,9 @@ def run_campaign(folder: Path, *, kills: int, seed: int = 0, progress: bool = Tr
     """
     began = time.perf_counter()
     world = folder / "world"
+    world.mkdir()
+    if _wait(_fork(folder / "world.log", partial(build_world, world))):
+        raise RuntimeError(f"no world:\n{_tail(folder / 'world.log')}")
     jobs = build_jobs(world)
     references = {job.name: run_reference(job, world) for job in jobs}
     rng = random.Random(seed)
@@ -373,6 +413,8 @@ def run_campaign(folder: Path, *, kills: int, seed: int = 0, progress: bool = Tr
         done, found = kill_and_go_on(job, references[job.name], trial, rng, most)
         by_job[job.name] += done
         faults += found
+        if any(f" {HANGS} " in fault or f"({HANGS})" in fault for fault in found):
+            break  # each would take a minute
         if not found:
             shutil.rmtree(trial)
         bar.update(done)

@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("faults")
     command = [sys.executable, str(CAMPAIGN), "--kills", "10", "--seed", "5", "--out", str(out)]
     environment = os.environ | {"TORCHTUNE_SPEECH_TRACEBACK": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "kills 10, lost 0, different 0"
     return out
