@@ -35,6 +35,7 @@ KEYS = {
     "ctc_weight": "weight of the projector's auxiliary CTC loss; 0 for none",
     "ctc_only_steps": "first steps, a warm-up on the CTC loss without running the LLM",
     "embedding_weight": "in the warm-up, weight of the distance to the embeddings CTC hears; or 0",
+    "embedding_blank": "a token of text that stands for CTC's blank there, as ' ,'; null for zero",
     "max_seq_len": "length of a packed row, and longest sample, in tokens",
     "rows_per_step": "rows of one optimizer step, over all processes",
     "gradient_accumulation_steps": "batches that a process splits its rows of a step into",
@@ -71,6 +72,7 @@ class ProjectorRecipe:
         self.process = training.start_process(cfg.device)
         self.dtype = training.compute_dtype(cfg.dtype, self.process.device)
         self.scores: dict[str, Any] = {}
+        self.blank_token: int | None = None
 
     def setup(self) -> None:
         """Read the data, plan the run, build the model; go on from a checkpoint if asked to."""
@@ -97,7 +99,9 @@ class ProjectorRecipe:
             only_speech=True,
         )
         if only_ctc and cfg.embedding_weight > 0:
-            training.check_embedding_target(projector, self.dataset)
+            self.blank_token = training.check_embedding_target(
+                projector, self.dataset, cfg.embedding_blank
+            )
         if self.eval_dataset is not None:
             training.check_projector(projector, self.eval_dataset, key="eval_dataset")
         self.plan = training.build_plan(
@@ -181,6 +185,7 @@ class ProjectorRecipe:
                         process,
                         dtype=self.dtype,
                         embedding_weight=cfg.embedding_weight,
+                        blank_token=self.blank_token,
                     )
                 else:
                     losses = training.forward_backward(

@@ -32,6 +32,13 @@ def test_doubt_is_weighed():
     assert embedding_distance_sum(vectors, logits, TABLE).item() < 1e-6
 
 
+def test_a_token_may_stand_for_the_blank():
+    logits = torch.tensor([[0.0, 0.0, -100.0]])  # blank or token 0, even odds
+    vectors = torch.tensor([[0.5, 1.5]])
+    assert embedding_distance_sum(vectors, logits, TABLE, blank_token=1).item() < 1e-6
+    assert embedding_distance_sum(TABLE[1:], sure(0), TABLE, blank_token=1).item() < 1e-6
+
+
 def test_only_the_vectors_are_taught():
     vectors = torch.randn(3, 2, requires_grad=True)
     logits = torch.randn(3, 3, requires_grad=True)

@@ -351,6 +351,11 @@ def test_the_first_steps_may_train_on_the_ctc_loss_alone(stages, run, capsys):
     assert run(*words, "dataset.tasks=[asr]") == 0
     rows = read_jsonl(out / "metrics.jsonl")
     assert [row["loss"] == row["ctc_loss"] for row in rows] == [True] * 3 + [False] * 3
+    words = [f"output_dir={out}-blank" if w == f"output_dir={out}" else w for w in words]
+    assert run(*words, "dataset.tasks=[asr]", "embedding_blank=' king'") == 0
+    other = read_jsonl(stages / "A-ctc-blank" / "metrics.jsonl")
+    assert rows[0]["loss"] == other[0]["loss"]
+    assert rows[0]["grad_norm"] != other[0]["grad_norm"]
 
 
 KILL_GROUP = '''

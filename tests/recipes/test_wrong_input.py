@@ -312,6 +312,12 @@ simple(
     ["dataset.ctc=null", "ctc_weight=0", "ctc_only_steps=2"],
     "dataset.ctc: the CTC loss needs labels",
 )
+simple(
+    "projector",
+    "two_tokens_for_silence",
+    ["ctc_only_steps=2", "embedding_blank='The king'"],
+    "embedding_blank: 'The king' is 2 tokens for this LLM; give text of one, or null",
+)
 
 
 @case("speech_generate", "dataset: 2 samples of task", "give each its own")

@@ -17,6 +17,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -402,7 +403,9 @@ def run_campaign(folder: Path, *, kills: int, seed: int = 0, progress: bool = Tr
     rng = random.Random(seed)
     by_job = dict.fromkeys(references, 0)
     faults: list[str] = []
-    tqdm.monitor_interval = 0  # its thread might hold tqdm's lock in the moment of a fork
+    tqdm.monitor_interval = 0  # no thread of its own
+    # Its default lock is shared with forked children: one killed while it has it would keep it.
+    tqdm.set_lock(threading.RLock())
     bar = tqdm(total=kills, desc="faults", unit="kill", disable=not progress)
     number = 0
     while (total := sum(by_job.values())) < kills:

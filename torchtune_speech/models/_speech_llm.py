@@ -66,6 +66,7 @@ class SpeechLLM(nn.Module):
         return_ctc: bool = False,
         only_ctc: bool = False,
         with_distance: bool = False,
+        blank_token: int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
         """Logits, at all positions or at the selected ones.
 
@@ -85,6 +86,7 @@ class SpeechLLM(nn.Module):
             with_distance: with ``only_ctc``, also return the summed distance of the speech vectors
                 to the embeddings of what CTC hears (:func:`embedding_distance_sum`); the CTC
                 labels must be the LLM's tokens, one logit vector for each speech vector.
+            blank_token: what stands for CTC's blank in that distance.
 
         Returns:
             Logits ``[m, vocab]``, or ``[b, s, vocab]`` without ``select``; with ``return_ctc`` a
@@ -92,7 +94,7 @@ class SpeechLLM(nn.Module):
             distance (None when not asked for).
         """
         if only_ctc:
-            return self._only_ctc(frames, frame_lengths, with_distance)
+            return self._only_ctc(frames, frame_lengths, with_distance, blank_token)
         h = self.decoder.tok_embeddings(tokens)
         ctc_logits = None
         if frames is not None:
@@ -120,13 +122,19 @@ class SpeechLLM(nn.Module):
         return splice_speech(h, vectors, speech_index), ctc_logits
 
     def _only_ctc(
-        self, frames: Tensor, frame_lengths: Tensor, with_distance: bool
+        self,
+        frames: Tensor,
+        frame_lengths: Tensor,
+        with_distance: bool,
+        blank_token: int | None,
     ) -> tuple[Tensor, Tensor | None]:
         vectors, ctc_logits = self._project(frames, frame_lengths, return_ctc=True)
         if not with_distance:
             return ctc_logits, None
         table = self.decoder.tok_embeddings.weight
-        return ctc_logits, embedding_distance_sum(vectors, ctc_logits, table)
+        return ctc_logits, embedding_distance_sum(
+            vectors, ctc_logits, table, blank_token=blank_token
+        )
 
     def _project(
         self, frames: Tensor, frame_lengths: Tensor, return_ctc: bool

@@ -27,6 +27,7 @@ Turn = tuple[str, str]
 SHARES = {"repeat": 0.2, "phrase": 0.3, "span": 0.5}
 
 _NUM_QUESTIONS = (2, 4)  # on each note
+_ENGLISH_ANSWERS = 0.75  # whatever language asks: to answer in its language is left to stage B
 # A word after a space is another token than at the start of a line: questions come in both places.
 _QUESTION = {
     "en": ("Question: ", "The question: ", ""),
@@ -148,6 +149,7 @@ def _ask_on_note(note: Sentence, rng: random.Random) -> Turn:
     """A question in key words; about half have no answer: another deed is meant, or a gap.
 
     Another deed is asked about as this one is, so that nothing but the deed tells the difference.
+    Most answers are English, whatever language asks.
     """
     lang = rng.choice(LANGUAGES)
     asked_of, kinds = note, answerable_kinds(note)
@@ -161,9 +163,10 @@ def _ask_on_note(note: Sentence, rng: random.Random) -> Turn:
     names = [getattr(word, lang), *_keys(asked_of, kind, lang, rng)]
     asked = capitalize(_COMMA[lang].join(names)) + ("？" if lang == "zh" else "?")
     asked = rng.choice(_QUESTION[lang]) + asked
+    said_in = "en" if rng.random() < _ENGLISH_ANSWERS else lang
     if share < 0.55:
-        return asked, UNANSWERABLE[lang]
-    return asked, _punctuate(answer_phrase(note, kind, lang), lang)
+        return asked, UNANSWERABLE[said_in]
+    return asked, _punctuate(answer_phrase(note, kind, said_in), said_in)
 
 
 def _keys(note: Sentence, kind: str, lang: str, rng: random.Random) -> list[str]:

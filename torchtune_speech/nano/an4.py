@@ -129,7 +129,7 @@ def _sentences(transcripts: Sequence[str], rng: random.Random) -> Iterator[str]:
 def _lm_rows(
     transcripts: Sequence[str], sentences: Iterator[str], rng: random.Random, count: int
 ) -> Iterator[dict[str, Any]]:
-    """Pretraining text: repeating what was said, and running on."""
+    """Pretraining text: repeating what was said, pauses left out, and running on."""
     words = sorted({w for text in transcripts for w in text.split()})
     for _ in range(count):
         kind = rng.random()
@@ -137,8 +137,25 @@ def _lm_rows(
             text = " ".join(rng.choices(words, k=rng.randint(1, 10)))
         else:
             text = rng.choice(transcripts) if kind < 0.6 else next(sentences)
-        prompt = "" if kind > 0.85 else f"{text}\n{INSTRUCTION}"
+        prompt = "" if kind > 0.85 else f"{_with_pauses(text, rng)}\n{INSTRUCTION}"
         yield {"kind": "repeat" if prompt else "text", "turns": [(prompt, text)]}
+
+
+def _with_pauses(text: str, rng: random.Random) -> str:
+    """A text as CTC would write it down, so that the LLM can read what a projector hears.
+
+    `` ,`` stands for a twelfth of a second without news, and a word that takes longer comes twice;
+    a pause parts words that were said twice.
+    """
+    if rng.random() < 0.2:
+        return text
+    most = rng.choice((2, 4, 8))
+    words = text.split()
+    parts = [", " * rng.randint(0, 2 * most)]
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        parts.append(f"{word} {word} " if rng.random() < 0.15 else f"{word} ")
+        parts.append(", " * rng.randint(int(word == after), most) if after else "")
+    return "".join(parts).rstrip()
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ _STEP_KEYS = (
     "ctc_weight",
     "ctc_only_steps",
     "embedding_weight",
+    "embedding_blank",
     "spec_augment",
     "clip_grad_norm",
     "on_nonfinite",
@@ -146,12 +147,18 @@ def check_text_only(dataset: SpeechDataset, key: str = "dataset") -> None:
         )
 
 
-def check_embedding_target(projector: nn.Module, dataset: SpeechDataset) -> None:
+def check_embedding_target(
+    projector: nn.Module, dataset: SpeechDataset, blank: str | None = None
+) -> int | None:
     """Refuse a warm-up towards embeddings whose CTC labels are no tokens of the LLM.
 
     Args:
         projector: the projector.
         dataset: training data.
+        blank: text of the token that stands for CTC's blank. Default None: zero does.
+
+    Returns:
+        The blank's token, or None.
 
     Raises:
         InputError: naming the key to change.
@@ -166,6 +173,15 @@ def check_embedding_target(projector: nn.Module, dataset: SpeechDataset) -> None
             "embedding_weight: needs a CTC vector for each speech vector; set out_stack=1 "
             "(and raise projector.stack), or embedding_weight=0"
         )
+    if blank is None:
+        return None
+    labels = dataset.ctc.encode(str(blank))
+    if len(labels) != 1:
+        raise InputError(
+            f"embedding_blank: {blank!r} is {len(labels)} tokens for this LLM; give text of one, "
+            "or null"
+        )
+    return labels[0] - 1
 
 
 def check_frame_width(projector: nn.Module, dim: int, frames: str) -> None:

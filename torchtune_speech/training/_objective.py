@@ -94,6 +94,7 @@ def ctc_forward_backward(
     *,
     dtype: torch.dtype = torch.float32,
     embedding_weight: float = 0.0,
+    blank_token: int | None = None,
 ) -> StepLoss:
     """Accumulate the gradient of a warm-up step of the projector, without running the LLM.
 
@@ -107,6 +108,7 @@ def ctc_forward_backward(
         dtype: precision of the matrix products; below float32 by autocast.
         embedding_weight: weight of the mean distance. Default 0, which skips it; above, the CTC
             labels must be the LLM's tokens.
+        blank_token: what stands for CTC's blank among the embeddings. Default None: zero.
 
     Returns:
         The losses and counts of the step; ``loss`` is the CTC loss.
@@ -125,6 +127,7 @@ def ctc_forward_backward(
                 frame_lengths=batch["frame_lengths"],
                 only_ctc=True,
                 with_distance=embedding_weight > 0,
+                blank_token=blank_token,
             )
             ctc_sum = _ctc_sum(model, batch, ctc_logits)
         loss = ctc_sum / max(labels, 1)
