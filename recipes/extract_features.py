@@ -12,9 +12,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,8 @@ from torchtune_speech.features import (
     stored_seconds,
 )
 from torchtune_speech.files import write_jsonl
-from torchtune_speech.training import find_device
+from torchtune_speech.threads import TimedTask, TimedThreads
+from torchtune_speech.training import find_device, join_processes
 
 KEYS = {
     "data_dir": "folder that other keys may refer to",
@@ -50,6 +52,7 @@ KEYS = {
     "speeds": "speed perturbation factors, each stored beside the others; default: [1.0]",
     "batch_seconds": "seconds of audio encoded at once, padding included; default: 240",
     "num_workers": "threads that read audio ahead of the encoder; default: 4",
+    "read_timeout_s": "longest time to read a file; then it is a bad sample; default: 120",
     "shard_mb": "size of a shard in megabytes; default: 512",
     "on_bad_sample": "fail, or skip (go on; bad_samples.jsonl lists them); default: fail",
     "dry_run": "print what would be done, load no weights, write nothing; default: false",
@@ -103,6 +106,7 @@ class ExtractFeaturesRecipe:
         self.frame_average = _number(cfg, "frame_average", 1, 1)
         self.batch_seconds = _number(cfg, "batch_seconds", 240.0, 0.1)
         self.num_workers = _number(cfg, "num_workers", 4, 1)
+        self.read_timeout_s = _number(cfg, "read_timeout_s", 120.0, 0.01)
         self.shard_mb = _number(cfg, "shard_mb", 512.0, 0.001)
         self.speeds = [float(s) for s in cfg.get("speeds") or [1.0]]
         if not all(0.25 <= s <= 4 for s in self.speeds):
@@ -126,7 +130,7 @@ class ExtractFeaturesRecipe:
         # Processes exchange a few numbers only, so gloo will do beside any device; and wait for
         # the slowest of them, which may take hours.
         if training.is_distributed():
-            dist.init_process_group("gloo", timeout=timedelta(days=30))
+            join_processes("gloo", timeout=timedelta(days=30))
         self.world_size, self.rank = utils.get_world_size_and_rank()
         self.jobs = self._setup_jobs()
         device = torch.device("meta") if self.dry_run else find_device(cfg.get("device"))
@@ -233,11 +237,11 @@ class ExtractFeaturesRecipe:
         measured: list[Job] = []
         fault: str | None = None
         show = self.rank == 0 and len(jobs) > 1000
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            futures = [pool.submit(job.measure) for job in jobs]
-            for future in tqdm(futures, desc="looking at audio files", disable=not show):
+        with TimedThreads(self.num_workers, self.read_timeout_s) as threads:
+            tasks = [(job, threads.submit(job.measure)) for job in jobs]
+            for unmeasured, task in tqdm(tasks, desc="looking at audio files", disable=not show):
                 try:
-                    job = future.result()
+                    job = self._result(threads, unmeasured, task)
                 except InputError as error:
                     if self.on_bad_sample == "skip":
                         self._skip(error)
@@ -246,7 +250,6 @@ class ExtractFeaturesRecipe:
                 else:
                     fault = self._name_clash(job)
                 if fault:
-                    pool.shutdown(cancel_futures=True)
                     break
                 if job.cut.key not in self.stored_seconds:
                     measured.append(job)
@@ -271,17 +274,15 @@ class ExtractFeaturesRecipe:
 
     def _load(self, batches: Iterable[list[Job]]) -> Iterator[tuple[list[Job], list[Tensor]]]:
         """Yields batches with their waveforms, which threads read ahead of the encoder."""
-        waiting: deque[tuple[list[Job], list[Future[Tensor]]]] = deque()
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            try:
-                for batch in batches:
-                    waiting.append((batch, [pool.submit(self._load_one, job) for job in batch]))
-                    if len(waiting) > BATCHES_AHEAD:
-                        yield self._ready(*waiting.popleft())
-                while waiting:
-                    yield self._ready(*waiting.popleft())
-            finally:
-                pool.shutdown(cancel_futures=True)
+        waiting: deque[list[tuple[Job, TimedTask]]] = deque()
+        with TimedThreads(self.num_workers, self.read_timeout_s) as threads:
+            for batch in batches:
+                tasks = [threads.submit(partial(self._load_one, job)) for job in batch]
+                waiting.append(list(zip(batch, tasks, strict=True)))
+                if len(waiting) > BATCHES_AHEAD:
+                    yield self._ready(threads, waiting.popleft())
+            while waiting:
+                yield self._ready(threads, waiting.popleft())
 
     def _load_one(self, job: Job) -> Tensor:
         cut = job.cut
@@ -289,14 +290,22 @@ class ExtractFeaturesRecipe:
             job.path, self.encoder.sampling_rate, cut.offset_s, cut.duration_s, cut.speed
         )
 
+    def _result(self, threads: TimedThreads, job: Job, task: TimedTask) -> Any:
+        try:
+            return threads.result(task)
+        except TimeoutError as error:
+            raise InputError(
+                f"{job.path}: reading it {error}; restore it, or raise read_timeout_s"
+            ) from error
+
     def _ready(
-        self, batch: list[Job], futures: list[Future[Tensor]]
+        self, threads: TimedThreads, batch: list[tuple[Job, TimedTask]]
     ) -> tuple[list[Job], list[Tensor]]:
         """Waits for the waveforms of a batch; leaves out what cannot be read if that is wanted."""
         jobs, waveforms = [], []
-        for job, future in zip(batch, futures, strict=True):
+        for job, task in batch:
             try:
-                waveforms.append(future.result())
+                waveforms.append(self._result(threads, job, task))
                 jobs.append(job)
             except InputError as error:
                 if self.on_bad_sample == "fail":

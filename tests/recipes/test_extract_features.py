@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import extract_features
@@ -75,6 +76,29 @@ def _assert_same(a, b):
 
 
 # ---- what is stored -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["audio_seconds", "load_audio"])
+def test_a_decoder_that_hangs_is_given_up(data, tmp_path, monkeypatch, step):
+    goes_on = threading.Event()
+    read = getattr(extract_features, step)
+
+    def hanging(path, *arguments):
+        if Path(path).name == "3.wav":
+            goes_on.wait(60)
+        return read(path, *arguments)
+
+    monkeypatch.setattr(extract_features, step, hanging)
+    settings = {"read_timeout_s": 0.3, "num_workers": 1}
+    try:
+        with pytest.raises(InputError, match=r"3.wav: reading it took longer than 0.3 s; restore"):
+            _run(_config(data, tmp_path / "fails", **settings))
+        _run(_config(data, tmp_path / "store", on_bad_sample="skip", **settings))
+    finally:
+        goes_on.set()
+    assert len(FeatureStore(tmp_path / "store").keys()) == 10
+    (bad,) = read_jsonl(tmp_path / "store" / "bad_samples.jsonl")
+    assert "3.wav: reading it took longer" in bad["message"]
 
 
 def test_store_holds_every_stretch_once_as_the_encoder_gives_it(data, tmp_path):

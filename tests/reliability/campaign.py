@@ -12,6 +12,7 @@ import argparse
 import faulthandler
 import importlib.util
 import json
+import math
 import os
 import random
 import shutil
@@ -45,6 +46,7 @@ from torchtune_speech.training import list_checkpoints
 STEPS = 6
 HANGS = 1000
 _TIMES = ("seconds", "tokens_per_second")
+_IN_A_ROW = (1, 1, 2, 3, 20)
 _LONGEST_S, _POLL_S = 60.0, 0.01
 _FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
 
@@ -353,11 +355,12 @@ def kill_and_go_on(
     """
     output = folder / reference.output.name
     log, faults, done = folder / "log", [], 0
+    share = min(1.0, 4 / kills)  # of a whole run: a long series would be over before its last kill
     for attempt in range(kills):
         moment: dict[str, float | int] = (
-            {"kill_after_s": rng.uniform(0, reference.seconds)}
+            {"kill_after_s": rng.uniform(0, share * reference.seconds)}
             if rng.random() < 0.5
-            else {"kill_at_event": rng.randrange(reference.events)}
+            else {"kill_at_event": rng.randrange(math.ceil(share * reference.events))}
         )
         # Only training answers to SIGTERM in a way of its own.
         number = signal.SIGTERM if job.on_resume and rng.random() < 0.2 else signal.SIGKILL
@@ -391,7 +394,8 @@ def run_campaign(folder: Path, *, kills: int, seed: int = 0, progress: bool = Tr
         progress: show a bar.
 
     Returns:
-        The report: `kills`, `lost`, `different`, `seconds`, `seed`, `by_job`, `faults`.
+        The report: `kills`, `lost`, `different`, `seconds`, `seed`, `by_job`,
+        `most_in_a_row` (kills of one output), `faults`.
     """
     began = time.perf_counter()
     world = folder / "world"
@@ -401,7 +405,7 @@ def run_campaign(folder: Path, *, kills: int, seed: int = 0, progress: bool = Tr
     jobs = build_jobs(world)
     references = {job.name: run_reference(job, world) for job in jobs}
     rng = random.Random(seed)
-    by_job = dict.fromkeys(references, 0)
+    by_job, in_a_row = dict.fromkeys(references, 0), dict.fromkeys(references, 0)
     faults: list[str] = []
     tqdm.monitor_interval = 0  # no thread of its own
     # Its default lock is shared with forked children: one killed while it has it would keep it.
@@ -412,9 +416,10 @@ def run_campaign(folder: Path, *, kills: int, seed: int = 0, progress: bool = Tr
         job = jobs[number % len(jobs)]
         trial = folder / f"{number:04d}-{job.name}"
         trial.mkdir()
-        most = min(rng.choice((1, 1, 2, 3)), kills - total)
+        most = min(rng.choice(_IN_A_ROW), kills - total)
         done, found = kill_and_go_on(job, references[job.name], trial, rng, most)
         by_job[job.name] += done
+        in_a_row[job.name] = max(in_a_row[job.name], done)
         faults += found
         if any(f" {HANGS} " in fault or f"({HANGS})" in fault for fault in found):
             break  # each would take a minute
@@ -430,6 +435,7 @@ def run_campaign(folder: Path, *, kills: int, seed: int = 0, progress: bool = Tr
         "seconds": round(time.perf_counter() - began, 1),
         "seed": seed,
         "by_job": by_job,
+        "most_in_a_row": in_a_row,
         "faults": faults,
     }
 

@@ -114,6 +114,19 @@ def test_a_worker_that_dies_takes_the_run_down(world):
     assert "Signal 9 (SIGKILL)" in said(out)
 
 
+def test_torchrun_restarts_what_died_and_the_run_goes_on(world):
+    out = world / "A-restarts"
+    words = ["resume=true", "save_every_n_steps=1", *SLOW]
+    torchrun = ["--nproc_per_node", "2", "--max-restarts", "2"]
+    process = start(world, "projector", out, *words, torchrun=torchrun)
+    for step in (2, 5):
+        _wait_for_checkpoint(out, step, process)
+        os.kill(_workers(process)[1], signal.SIGKILL)
+    assert process.wait(DEADLINE_S) == 0, said(out)
+    assert said(out).count("going on from step_") == 2
+    assert_as_one_process(world, "A", out)
+
+
 def _workers(process):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.exists():

@@ -51,6 +51,7 @@ from torchtune_speech.training._process import (
     StopSignal,
     compute_dtype,
     end_process,
+    join_processes,
     seed_step,
     start_process,
 )
@@ -101,6 +102,7 @@ __all__ = [
     "initial_lora",
     "is_due",
     "learning_rate",
+    "join_processes",
     "list_checkpoints",
     "llm_fingerprint",
     "load_state",

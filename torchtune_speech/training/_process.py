@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import zlib
+from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -59,6 +60,21 @@ class Process:
         return self.sum(float(flag))[0] > 0
 
 
+def join_processes(backend: str, *, timeout: timedelta | None = None) -> None:
+    """Join the processes that ``torchrun`` started, also after it has restarted them.
+
+    Args:
+        backend: of torch.distributed, such as ``gloo``.
+        timeout: longest wait of a collective. Default None: torch's.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        # torchrun keeps one store over all restarts: processes would find the addresses of those
+        # that died, and wait for them. (On several nodes the count may differ between them.)
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
 def start_process(device: str) -> Process:
     """Join the other processes when ``torchrun`` started several, and set up the device.
 
@@ -73,7 +89,7 @@ def start_process(device: str) -> Process:
     """
     here = find_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group(training.get_distributed_backend(here.type))
+        join_processes(training.get_distributed_backend(here.type))
     world_size, rank = utils.get_world_size_and_rank()
     return Process(here, rank, world_size)
 
