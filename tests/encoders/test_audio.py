@@ -80,6 +80,27 @@ def test_channels_are_averaged(tmp_path):
     torch.testing.assert_close(load_audio(path), torch.from_numpy((left + right) / 2))
 
 
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "W64", "RF64"])
+def test_a_truncated_file_is_refused(tmp_path, kind):
+    path = tmp_path / "a"
+    soundfile.write(path, _tone(16_000), 16_000, subtype="PCM_16", format=kind)  # 2 s
+    assert audio_seconds(path) == 2.0
+    path.write_bytes(path.read_bytes()[:-32_000])
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(InputError, match=r"a: truncated, 1\.0\d s fewer than its header says"):
+            read(path)
+
+
+@pytest.mark.parametrize("length", [0x7FFF_FFFF, 0xFFFF_FFFF])
+def test_a_file_of_unknown_length_from_a_pipe_is_read(tmp_path, length):
+    path = _write(tmp_path / "a.wav", _tone(16_000), 16_000)
+    content = bytearray(path.read_bytes())
+    for at in (4, content.index(b"data") + 4):
+        content[at : at + 4] = length.to_bytes(4, "little")
+    path.write_bytes(content)
+    assert len(load_audio(path)) == 32_000
+
+
 def test_only_the_cut_is_read(tmp_path, monkeypatch):
     path = _write(tmp_path / "a.wav", _tone(16_000, seconds=10), 16_000)
     counts = []

@@ -1,5 +1,6 @@
 """Reading audio files."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from torchtune_speech.errors import InputError
 # Manifests round their times; a cut may pass the end of its file by this much.
 END_TOLERANCE_S = 0.1
 SKIP_BLOCK = 1 << 20
+# What libsndfile notes when a chunk of wav or aiff is said to be longer than the file.
+CLIPPED_CHUNK = re.compile(r"^\s*(?:data|SSND|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.M)
+# Programs that write into a pipe cannot know the length, and put 2**31 or 2**32, nearly.
+UNKNOWN_BYTES = 0x7FFF_0000
 
 
 def _open(path: Path) -> soundfile.SoundFile:
@@ -21,12 +26,35 @@ def _open(path: Path) -> soundfile.SoundFile:
     if path.stat().st_size == 0:
         raise InputError(f"{path}: empty file (0 bytes); restore it or take it out of the manifest")
     try:
-        return soundfile.SoundFile(path)
+        file = soundfile.SoundFile(path)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise InputError(
             f"{path}: not readable as audio ({reason}); convert it to wav, flac, mp3, ogg or opus"
         ) from error
+    missing_s = _missing_seconds(file)
+    if missing_s > END_TOLERANCE_S:
+        file.close()
+        raise _truncated(path, missing_s)
+    return file
+
+
+def _missing_seconds(file: soundfile.SoundFile) -> float:
+    """How much shorter a wav or aiff file is than its header says; libsndfile reads on silently."""
+    clipped = CLIPPED_CHUNK.search(file.extra_info)
+    if clipped is None or file.frames <= 0:
+        return 0.0
+    claimed, there = map(int, clipped.groups())
+    if claimed >= UNKNOWN_BYTES or there <= 0:
+        return 0.0
+    return (claimed - there) / there * file.frames / file.samplerate
+
+
+def _truncated(path: Path, missing_s: float) -> InputError:
+    return InputError(
+        f"{path}: truncated, {missing_s:.2f} s fewer than its header says; restore it or take "
+        "it out of the manifest"
+    )
 
 
 def _cut(
@@ -138,10 +166,7 @@ def load_audio(
         rate = file.samplerate
     missing_s = (count - len(samples)) / rate
     if len(samples) == 0 or missing_s > END_TOLERANCE_S:
-        raise InputError(
-            f"{path}: truncated, {missing_s:.2f} s fewer than its header says; restore it or take "
-            "it out of the manifest"
-        )
+        raise _truncated(path, missing_s)
     waveform = samples.mean(axis=1, dtype=np.float32)
     if not np.isfinite(waveform).all():
         raise InputError(f"{path}: has samples that are not numbers (NaN or infinite); restore it")
