@@ -1,5 +1,6 @@
 """The three stages, generation and scoring: in one process and two, stopped and gone on with."""
 
+import errno
 import logging
 import os
 import pickle
@@ -305,6 +306,36 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(stages, run, capsys):
     assert f"{out / 'step_3'}: cannot be written: " in error and "resume=true" in error
     assert [p.name for p in training.list_checkpoints(out)] == ["step_1", "step_2"]
     assert not list(out.glob(".*"))
+    assert run(*words, "resume=true") == 0
+    assert losses(out) == losses(stages / "A")
+    assert near_weights(stages / "A" / "step_6", out / "step_6", atol=0)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize("call", ["mkdir", "replace"])
+def test_a_disk_that_is_lost_leaves_earlier_checkpoints_whole(
+    stages, run, capsys, monkeypatch, call, code
+):
+    """Permission withdrawn, mounted read-only, a stale NFS handle: from step 3 on."""
+    out = stages / f"A-lost-{call}-{code}"
+    words = ["projector", "--config", stages / "projector.yaml", f"output_dir={out}"]
+    words += ["save_every_n_steps=1", "eval_dataset=null"]
+    real = getattr(os, call)
+
+    def lost(path, *arguments, **options):
+        if "step_3" in str(path):
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, *arguments, **options)
+
+    def lose(number):
+        if number == 3:
+            monkeypatch.setattr(os, call, lost)
+
+    assert run(*words, after_step=lose) == 1
+    monkeypatch.setattr(os, call, real)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{out / 'step_3'}: cannot be written: " in error and os.strerror(code) in error
+    assert [p.name for p in training.list_checkpoints(out)] == ["step_1", "step_2"]
     assert run(*words, "resume=true") == 0
     assert losses(out) == losses(stages / "A")
     assert near_weights(stages / "A" / "step_6", out / "step_6", atol=0)
