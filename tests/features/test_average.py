@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from torchtune_speech.features import average_frames, averaged_length
 
@@ -30,3 +32,12 @@ def test_bf16_is_averaged_in_float32():
 def test_k_below_one_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         average_frames(torch.randn(3, 2), 0)
+
+
+@given(num_frames=st.integers(1, 60), k=st.integers(1, 9), dim=st.integers(1, 5))
+def test_each_average_is_that_of_its_frames(num_frames, k, dim):
+    frames_td = torch.randn(num_frames, dim, dtype=torch.float64)
+    averaged = average_frames(frames_td, k)
+    expected = [frames_td[start : start + k].mean(0) for start in range(0, num_frames, k)]
+    torch.testing.assert_close(averaged, torch.stack(expected))
+    assert averaged_length(num_frames, k) == len(expected)
