@@ -35,9 +35,8 @@ def test_what_hangs_is_given_up_and_replaced():
 
 def test_waiting_in_the_queue_does_not_count():
     with TimedThreads(1, time_limit_s=0.4) as threads:
-        tasks = [threads.submit(lambda: time.sleep(0.15)) for _ in range(5)]
-        for task in tasks:
-            threads.result(task)
+        tasks = [threads.submit(lambda n=n: time.sleep(0.15) or n) for n in range(5)]
+        assert [threads.result(task) for task in tasks] == list(range(5))
 
 
 def test_an_error_drops_what_is_queued():

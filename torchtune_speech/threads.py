@@ -1,11 +1,11 @@
 """Threads for work that may hang, such as reading files."""
 
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from types import TracebackType
 from typing import Any, Self
 
 _POLL_S = 0.05
@@ -60,15 +60,11 @@ class TimedThreads:
             self._start_thread()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Drop what has not been started, and let the threads end."""
-        while not self._tasks.empty():
-            self._tasks.get()
+        with contextlib.suppress(queue.Empty):
+            while True:  # not empty() and get(): a thread may take the last one in between
+                self._tasks.get_nowait()
         for _ in range(self._num_threads):
             self._tasks.put(None)
 
