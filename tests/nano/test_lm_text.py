@@ -87,3 +87,11 @@ def test_a_deed_that_is_not_in_the_notes_has_no_answer(rows):
         assert there == (answer != UNANSWERABLE["en"])
         seen[there] += 1
     assert min(seen.values()) > 20
+
+
+def test_most_answers_are_english_whatever_language_asks(rows):
+    answers = [answer for row in of_kind(rows, "span") for _, answer in row["turns"]]
+    said = Counter(answer for answer in answers if answer in UNANSWERABLE.values())
+    # A quarter of the questions is English anyway: .25 + .75 * .75.
+    assert 0.78 < said[UNANSWERABLE["en"]] / said.total() < 0.85
+    assert all(said[UNANSWERABLE[lang]] for lang in LANGUAGES)
