@@ -1,7 +1,10 @@
 """Answers of a SpeechLLM: for the rows of a manifest, or for one audio file.
 
-With `dataset` set, predictions are written as JSON lines in manifest order; a run that was killed
-goes on from `NAME.partial.jsonl` beside them when it is started again. With `audio=file.wav
+With `dataset` set, predictions are written as JSON lines in manifest order. They come on disk batch
+by batch, in `NAME.partial.jsonl` beside them; a run that was killed goes on from there when it is
+started again, also with another batch size or number of processes. Several processes (`tune run
+--nproc_per_node N`) share the samples; `shard_llm=true` splits the weights instead, for an LLM that
+one GPU cannot hold. With `audio=file.wav
 instruction="Transcribe the English content."` the answer to that one file is printed: the audio
 goes through the encoder named in the config, so no feature store is needed.
 """
@@ -24,7 +27,13 @@ from torchtune_speech import config, training
 from torchtune_speech.data import Llama3ChatFormat, PromptTemplates, data_fingerprint
 from torchtune_speech.encoders import load_audio
 from torchtune_speech.errors import InputError
-from torchtune_speech.generation import PartialPredictions, answer_audio, predict
+from torchtune_speech.generation import (
+    Decoding,
+    PartialPredictions,
+    answer_audio,
+    plan_batches,
+    predict,
+)
 
 KEYS = {
     "output": "predictions to write, JSON lines",
@@ -44,7 +53,16 @@ KEYS = {
     "templates": "prompt set whose wrapping goes around audio and instruction",
     "max_seq_len": "longest prompt, in tokens",
     "max_new_tokens": "longest answer, in tokens",
+    "speech_tokens_per_second": "answers to speech: at most so many a second; null: no limit",
+    "num_beams": "hypotheses of beam search; 1: greedy or sampling",
+    "length_penalty": "beams compare log-probability / length ** this: more, for longer ones",
+    "temperature": "of sampling; 0 takes the best token",
+    "top_p": "sampling draws from the best tokens that hold this share of the probability",
+    "seed": "of sampling; a sample's draws depend on it and the sample's id only",
+    "loops": "answers that repeat themselves: none (let run), cut, forbid (go back, decode on)",
+    "lora_on_text": "false answers text samples by the LLM without LoRA",
     "batch_size": "samples decoded together",
+    "shard_llm": "split the weights over the processes instead of the samples",
     "device": "cpu or cuda",
     "dtype": "fp32 or bf16",
 }
@@ -67,6 +85,15 @@ class SpeechGenerateRecipe:
         """Read the data and load the model."""
         cfg = self.cfg
         training.check_settings(cfg)
+        self.decoding = Decoding(
+            max_new_tokens=cfg.max_new_tokens,
+            num_beams=cfg.num_beams,
+            length_penalty=cfg.length_penalty,
+            temperature=cfg.temperature,
+            top_p=cfg.top_p,
+            seed=cfg.seed,
+            loops=cfg.loops,
+        )
         found = {"llm": training.llm_fingerprint(cfg.llm_dir), "store": None}
         projector = config.instantiate(cfg.projector)
         tokenizer = config.instantiate(cfg.tokenizer)
@@ -100,6 +127,7 @@ class SpeechGenerateRecipe:
             adapter_checkpoint=adapter_from,
             process=self.process,
             dtype=self.dtype,
+            shard=cfg.shard_llm,
         )
 
     def _read_audio(self, projector: nn.Module | None) -> dict[str, Any]:
@@ -163,7 +191,7 @@ class SpeechGenerateRecipe:
             chat=self.chat,
             templates=PromptTemplates.from_yaml(cfg.templates),
             frame_average=cfg.frame_average,
-            max_new_tokens=cfg.max_new_tokens,
+            settings=self.decoding,
             cache_dtype=self.dtype,
         )
 
@@ -173,38 +201,49 @@ class SpeechGenerateRecipe:
         total = len(self.dataset)
         count = total if cfg.limit is None else min(cfg.limit, total)
         chosen = torch.linspace(0, total - 1, count).long().tolist()
-        partial = PartialPredictions(cfg.output, self._fingerprint())
+        # With split weights all processes decode the same batches, and the first one writes.
+        alone = cfg.shard_llm or process.world_size == 1
+        rank, world_size = (0, 1) if alone else (process.rank, process.world_size)
+        writes = process.is_main or not alone
+        partial = PartialPredictions(cfg.output, self._fingerprint(), rank)
         process.barrier()  # all have read what is there before the first writes
-        done = len(partial.rows)
-        if done:
-            utils.log_rank_zero(_log, f"{partial.path}: goes on after {done} predictions")
+        if partial.rows:
+            count_done = len(partial.rows)
+            utils.log_rank_zero(_log, f"{partial.path}: goes on after {count_done} predictions")
+        batches = plan_batches(
+            self.dataset,
+            [i for i in chosen if i not in partial.rows],
+            cfg.batch_size,
+            text_apart=not cfg.lora_on_text,
+        )[rank::world_size]
+        what = "generate" if world_size == 1 else f"generate, 1 of {world_size} processes"
         bar = tqdm(
-            total=count,
-            initial=done,
-            desc="generate",
-            unit="sample",
-            disable=not process.is_main,
+            total=sum(map(len, batches)), desc=what, unit="sample", disable=not process.is_main
         )
-        with bar, partial if process.is_main else contextlib.nullcontext():
+        with bar, partial if writes else contextlib.nullcontext():
             for batch in predict(
                 self.model,
                 self.dataset,
-                [i for i in chosen if i not in partial.rows],
-                max_new_tokens=cfg.max_new_tokens,
-                batch_size=cfg.batch_size,
+                batches,
+                self.decoding,
+                speech_tokens_per_second=cfg.speech_tokens_per_second,
+                lora_on_text=cfg.lora_on_text,
                 cache_dtype=self.dtype,
             ):
-                if process.is_main:
+                if writes:
                     partial.add(batch)
                 bar.update(len(batch))
+        process.barrier()  # all have written before the first gathers
         if process.is_main:
+            partial.gather()
             partial.finish(chosen)
             _log.info("%d predictions written to %s", count, cfg.output)
 
     def _fingerprint(self) -> dict[str, Any]:
         """What decides the predictions: settings, data, LLM, trained files."""
         settings = OmegaConf.to_container(self.cfg, resolve=True)
-        settings.pop("output", None)
+        for key in ("output", "batch_size", "shard_llm"):  # change no prediction
+            settings.pop(key, None)
         return self.fingerprint | {
             "settings": settings,
             "data": data_fingerprint(self.dataset.samples),

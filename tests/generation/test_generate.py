@@ -11,7 +11,14 @@ from tiny_world import DIM, FRAME_DIM, make_data, make_llm, make_tokenizer
 
 from torchtune_speech.datasets import speech_dataset
 from torchtune_speech.files import read_jsonl
-from torchtune_speech.generation import PartialPredictions, Prompt, generate, predict
+from torchtune_speech.generation import (
+    Decoding,
+    PartialPredictions,
+    Prompt,
+    generate,
+    plan_batches,
+    predict,
+)
 from torchtune_speech.models import load_hf_weights, speech_llama3_1_from_hf, transformer_projector
 
 
@@ -36,9 +43,8 @@ def world(tmp_path_factory):
 
 def settings(chat, **changes):
     return {
-        "max_new_tokens": 10,
+        "settings": Decoding(10),
         "stop_ids": chat.stop_ids,
-        "pad_id": chat.pad_id,
         "placeholder_id": chat.placeholder_id,
     } | changes
 
@@ -79,20 +85,40 @@ def test_caches_equal_recomputation(world):
     assert len({tuple(a.tokens) for a in got}) > 5  # answers that depend on the prompt
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_batch_size_does_not_change_the_text(world, batch_size):
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(10),
+        Decoding(10, num_beams=3),
+        Decoding(10, temperature=0.8, top_p=0.9, seed=3),
+        Decoding(40, loops="forbid"),
+    ],
+    ids=["greedy", "beam", "sampling", "loops"],
+)
+def test_the_batch_does_not_change_the_text(world, decoding):
     model, dataset = world
-    special = sorted(dataset.chat.special_ids)
-    together = generate(model, prompts_of(dataset), **settings(dataset.chat, forbidden_ids=special))
-    rows = {}
-    for batch in predict(
-        model, dataset, range(len(dataset)), max_new_tokens=10, batch_size=batch_size
-    ):
-        rows.update(batch)
-    assert [rows[i]["prediction"] for i in range(len(dataset))] == [
-        dataset.chat.decode(a.tokens) for a in together
-    ]
-    assert [rows[i]["id"] for i in range(len(dataset))] == [s.id for s in dataset.samples]
+    everything = range(len(dataset))
+    batched = {
+        size: plan_batches(dataset, everything, size, text_apart=size == 4) for size in (1, 4, 16)
+    }
+    batched["unsorted"] = [list(everything)[i : i + 5] for i in range(0, len(dataset), 5)]
+    texts = {}
+    for name, batches in batched.items():
+        rows = dict(pair for batch in predict(model, dataset, batches, decoding) for pair in batch)
+        assert [rows[i]["id"] for i in everything] == [s.id for s in dataset.samples]
+        texts[name] = [(rows[i]["prediction"], rows[i]["num_tokens"]) for i in everything]
+    assert texts[1] == texts[4] == texts[16] == texts["unsorted"]
+    assert len(set(texts[1])) > 5
+
+
+def test_batches_hold_samples_of_like_length(world):
+    _, dataset = world
+    batches = plan_batches(dataset, range(len(dataset)), 7, text_apart=True)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(dataset)))
+    kinds = [{dataset.samples[i].is_speech for i in batch} for batch in batches]
+    assert kinds.count({True}) == 5 and kinds.count({False}) == 2  # 32 and 8 samples
+    lengths = [len(dataset.prompt(dataset.samples[i])) for batch in batches[:5] for i in batch]
+    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_finish_reasons(world):
@@ -101,6 +127,12 @@ def test_finish_reasons(world):
     cut = generate(model, prompt, **settings(dataset.chat))[0]
     assert cut.finish_reason == "length"
     assert len(cut.tokens) == 10
+    assert (
+        generate(model, [Prompt(prompt[0].tokens, prompt[0].frames, 4)], **settings(dataset.chat))[
+            0
+        ].tokens
+        == (cut.tokens[:4])
+    )
     stopped = generate(model, prompt, **settings(dataset.chat, stop_ids=[cut.tokens[3]]))[0]
     assert stopped.finish_reason == "stop"
     assert stopped.tokens == cut.tokens[: cut.tokens.index(cut.tokens[3])]
@@ -120,7 +152,6 @@ def test_the_model_is_left_as_it_was(world):
     model.train()
     generate(model, prompts_of(dataset)[:2], **settings(dataset.chat))
     assert model.training
-    assert not model.decoder.caches_are_setup()
     tokens = torch.tensor([[5, 6, 7, 8]])
     changed = torch.tensor([[5, 6, 7, 9]])
     with torch.no_grad():  # causal again: the last token does not reach back
@@ -138,10 +169,10 @@ from tiny_world import make_tokenizer
 from torch.distributed.fsdp import fully_shard
 
 from torchtune_speech.data import Llama3ChatFormat
-from torchtune_speech.generation import Prompt, generate
+from torchtune_speech.generation import Decoding, Prompt, generate
 from torchtune_speech.models import load_hf_weights, speech_llama3_1_from_hf
 
-llm, out = sys.argv[1:]
+llm, out, beams = sys.argv[1:]
 dist.init_process_group("gloo")
 model = speech_llama3_1_from_hf(llm, None)
 model.load_state_dict(load_hf_weights(llm), strict=False)
@@ -154,9 +185,8 @@ chat = Llama3ChatFormat(make_tokenizer(Path(llm)))
 answers = generate(
     model,
     [Prompt([5, 6, 7]), Prompt([8, 9])],
-    max_new_tokens=5,
+    Decoding(5, num_beams=int(beams)),
     stop_ids=chat.stop_ids,
-    pad_id=chat.pad_id,
     placeholder_id=chat.placeholder_id,
 )
 Path(out, f"{dist.get_rank()}.json").write_text(json.dumps([a.tokens for a in answers]))
@@ -164,12 +194,13 @@ dist.destroy_process_group()
 """
 
 
-def test_processes_with_sharded_weights_take_the_same_tokens(tmp_path):
+@pytest.mark.parametrize("beams", [1, 2])
+def test_processes_with_sharded_weights_take_the_same_tokens(tmp_path, beams):
     make_llm(tmp_path / "llm")
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        + [tmp_path / "script.py", tmp_path / "llm", tmp_path],
+        + [tmp_path / "script.py", tmp_path / "llm", tmp_path, str(beams)],
         check=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
@@ -195,6 +226,22 @@ def test_predictions_of_a_killed_run_are_taken_up(tmp_path):
     again.finish([0, 1, 2])
     assert [row["id"] for row in read_jsonl(output)] == ["ä", "b", "c"]
     assert list(output.parent.iterdir()) == [output]
+
+
+def test_processes_read_what_all_have_written(tmp_path):
+    output = tmp_path / "predictions.jsonl"
+    for rank in range(3):
+        with PartialPredictions(output, {}, rank) as partial:
+            partial.add([(rank, {"id": str(rank)})])
+    (tmp_path / "predictions2.partial.jsonl").write_text("of another output")
+    first = PartialPredictions(output, {})
+    assert sorted(first.rows) == [0, 1, 2]
+    with PartialPredictions(output, {}, 1) as second:
+        second.add([(3, {"id": "3"})])
+    first.gather()
+    first.finish([3, 2, 1, 0])
+    assert [row["id"] for row in read_jsonl(output)] == ["3", "2", "1", "0"]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_predictions_of_other_settings_are_begun_anew(tmp_path):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from torchtune_speech import models
 from torchtune_speech.data import Llama3ChatFormat
 from torchtune_speech.errors import InputError
-from torchtune_speech.generation import Prompt, generate
+from torchtune_speech.generation import Decoding, Prompt, generate
 from torchtune_speech.models import (
     LLAMA3_1_8B,
     export_merged,
@@ -132,9 +132,8 @@ def test_merged_export_generates_the_same_text_in_hugging_face(llm_dir, tmp_path
     answer = generate(
         model,
         [Prompt(prompt)],
-        max_new_tokens=12,
+        Decoding(12),
         stop_ids=[chat.end_ids[0]],
-        pad_id=chat.pad_id,
         placeholder_id=chat.placeholder_id,
     )[0]
     theirs = hf.generate(

@@ -1,16 +1,33 @@
 """Batched decoding with caches, and predictions for a manifest."""
 
 from torchtune_speech.generation._audio import answer_audio
-from torchtune_speech.generation._generate import Answer, Prompt, generate
+from torchtune_speech.generation._choose import forbid, sample
+from torchtune_speech.generation._cycles import Cycle, CycleDetector
+from torchtune_speech.generation._generate import generate
 from torchtune_speech.generation._partial import PartialPredictions
-from torchtune_speech.generation._predict import predict, prediction_row
+from torchtune_speech.generation._predict import plan_batches, predict, prediction_row
+from torchtune_speech.generation._settings import (
+    LOOP_POLICIES,
+    Answer,
+    Decoding,
+    Prompt,
+    speech_token_limit,
+)
 
 __all__ = [
+    "LOOP_POLICIES",
     "Answer",
+    "Cycle",
+    "CycleDetector",
+    "Decoding",
     "PartialPredictions",
     "Prompt",
     "answer_audio",
+    "forbid",
     "generate",
+    "plan_batches",
     "predict",
     "prediction_row",
+    "sample",
+    "speech_token_limit",
 ]

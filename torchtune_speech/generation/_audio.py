@@ -12,7 +12,8 @@ from torchtune_speech.data import (
 )
 from torchtune_speech.encoders import Encoder
 from torchtune_speech.features import average_frames
-from torchtune_speech.generation._generate import Prompt, generate
+from torchtune_speech.generation._generate import generate
+from torchtune_speech.generation._settings import Decoding, Prompt
 from torchtune_speech.models import SpeechLLM
 
 
@@ -25,7 +26,7 @@ def answer_audio(
     chat: Llama3ChatFormat,
     templates: PromptTemplates,
     frame_average: int = 1,
-    max_new_tokens: int = 200,
+    settings: Decoding | None = None,
     cache_dtype: torch.dtype = torch.float32,
 ) -> str:
     """Answer an instruction about a piece of audio.
@@ -38,7 +39,7 @@ def answer_audio(
         chat: the LLM's chat format.
         templates: their wrapping goes around speech and instruction.
         frame_average: frames averaged into one, as in the feature store of the training.
-        max_new_tokens: longest answer, in tokens.
+        settings: of decoding.
         cache_dtype: dtype of the cached keys and values.
 
     Returns:
@@ -62,9 +63,8 @@ def answer_audio(
     answer = generate(
         model,
         [Prompt(prompt["tokens"], [frames])],
-        max_new_tokens=max_new_tokens,
+        settings,
         stop_ids=chat.stop_ids,
-        pad_id=chat.pad_id,
         placeholder_id=chat.placeholder_id,
         forbidden_ids=sorted(chat.special_ids),
         cache_dtype=cache_dtype,

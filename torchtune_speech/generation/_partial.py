@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -14,14 +15,16 @@ class PartialPredictions:
 
     ``NAME.partial.jsonl`` begins with a line that says what it belongs to; then comes a line for
     each row. A run of the same settings on the same data takes up what it finds there, another one
-    begins anew.
+    begins anew. Each of several processes writes a file of its own (``NAME.partial-1.jsonl``, ...)
+    and reads all of them, so that their number may change in between.
 
     Args:
         output: the file that the rows are for.
         fingerprint: JSON data that all runs with the same rows have in common.
+        rank: number of this process.
 
     Attributes:
-        rows: index of a sample to its row, as found on disk.
+        rows: index of a sample to its row, as found on disk and added.
 
     Example:
         >>> partial = PartialPredictions("out/predictions.jsonl", {"seed": 1})
@@ -30,28 +33,40 @@ class PartialPredictions:
         >>> partial.finish([0])
     """
 
-    def __init__(self, output: str | Path, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, output: str | Path, fingerprint: Mapping[str, Any], rank: int = 0) -> None:
         self.output = Path(output)
-        self.path = self.output.with_name(f"{self.output.stem}.partial.jsonl")
+        which = f"-{rank}" if rank else ""
+        self.path = self.output.with_name(f"{self.output.stem}.partial{which}.jsonl")
         self._header = json.dumps({"fingerprint": fingerprint}, sort_keys=True) + "\n"
         self.rows: dict[int, dict[str, Any]] = {}
-        self._whole = 0  # bytes of the file that can be kept
-        self._read()
+        self._whole = self.path.is_file() and self._read(self.path)  # bytes that can be kept
+        self.gather()
         self._file: IO[bytes] | None = None
 
-    def _read(self) -> None:
-        if not self.path.is_file():
-            return
-        with open(self.path, "rb") as file:
+    def gather(self) -> None:
+        """Read what the other processes have written."""
+        for path in self._paths():
+            if path != self.path:
+                self._read(path)
+
+    def _paths(self) -> list[Path]:
+        name = re.compile(re.escape(self.output.stem) + r"\.partial(-\d+)?\.jsonl")
+        there = self.output.parent.iterdir() if self.output.parent.is_dir() else []
+        return sorted(path for path in there if name.fullmatch(path.name))
+
+    def _read(self, path: Path) -> int:
+        """Takes the rows of a file; returns the length of its whole lines, in bytes."""
+        with open(path, "rb") as file:
             if file.readline() != self._header.encode():
-                return
-            self._whole = file.tell()
+                return 0
+            whole = file.tell()
             for line in file:
                 if not line.endswith(b"\n"):  # killed while writing it
-                    return
+                    break
                 found = json.loads(line)
                 self.rows[found["index"]] = found["row"]
-                self._whole += len(line)
+                whole += len(line)
+            return whole
 
     def __enter__(self) -> "PartialPredictions":
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,10 +94,11 @@ class PartialPredictions:
         os.fsync(self._file.fileno())
 
     def finish(self, order: Iterable[int]) -> None:
-        """Write the output, whole or not at all, and remove the side file.
+        """Write the output, whole or not at all, and remove the side files.
 
         Args:
             order: indices of all samples, as they are to be written.
         """
         write_jsonl(self.output, [self.rows[i] for i in order])
-        self.path.unlink()
+        for path in self._paths():
+            path.unlink()

@@ -1,83 +1,116 @@
 """Manifest rows -> predictions."""
 
+import contextlib
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torchtune.modules.peft import disable_adapter
 
 from torchtune_speech.data import Sample, SpeechDataset
-from torchtune_speech.generation._generate import Prompt, generate
+from torchtune_speech.generation._generate import generate
+from torchtune_speech.generation._settings import Answer, Decoding, Prompt, speech_token_limit
 from torchtune_speech.models import SpeechLLM
+
+
+def plan_batches(
+    dataset: SpeechDataset, indices: Sequence[int], batch_size: int, *, text_apart: bool = False
+) -> list[list[int]]:
+    """Which samples are decoded together.
+
+    Samples of like prompt length come together, the longest first, so that memory runs out at once
+    or not at all.
+
+    Args:
+        dataset: where the samples come from.
+        indices: which samples.
+        batch_size: samples decoded together.
+        text_apart: keep samples without audio in batches of their own.
+
+    Returns:
+        Batches of indices.
+    """
+    lengths = {i: len(dataset.prompt(dataset.samples[i])) for i in indices}
+    speech = {i: text_apart and dataset.samples[i].is_speech for i in indices}
+    order = sorted(indices, key=lambda i: (not speech[i], -lengths[i], i))
+    batches: list[list[int]] = []
+    for i in order:
+        full = not batches or len(batches[-1]) == batch_size
+        if full or speech[batches[-1][0]] != speech[i]:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def predict(
     model: SpeechLLM,
     dataset: SpeechDataset,
-    indices: Sequence[int],
+    batches: Sequence[Sequence[int]],
+    settings: Decoding,
     *,
-    max_new_tokens: int,
-    batch_size: int,
+    speech_tokens_per_second: float | None = None,
+    lora_on_text: bool = True,
     cache_dtype: torch.dtype = torch.float32,
 ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
     """Answers to samples of a data set, batch by batch.
 
-    Samples are batched with others of like prompt length, so that little is padded; the batches
-    come in that order.
-
     Args:
         model: the model.
         dataset: where the samples come from.
-        indices: which samples.
-        max_new_tokens: longest answer, in tokens.
-        batch_size: samples decoded together.
+        batches: samples decoded together, see :func:`plan_batches`.
+        settings: of decoding.
+        speech_tokens_per_second: answers to speech also have at most this many tokens for each
+            second of it, see :func:`speech_token_limit`. Default None: the settings' limit alone.
+        lora_on_text: False answers batches of text samples by the LLM without its LoRA.
         cache_dtype: dtype of the cached keys and values.
 
     Yields:
         The index and the prediction of each sample of a batch; see :func:`prediction_row`.
     """
-    prompts = {i: dataset.prompt(dataset.samples[i]) for i in indices}
-    order = sorted(indices, key=lambda i: -len(prompts[i]))
     chat = dataset.chat
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in batches:
+        samples = [dataset.samples[i] for i in batch]
+        limits = [_limit(dataset, sample, speech_tokens_per_second) for sample in samples]
+        with_lora = lora_on_text or any(sample.is_speech for sample in samples)
         began = time.perf_counter()
-        answers = generate(
-            model,
-            [Prompt(prompts[i], dataset.frames(dataset.samples[i])) for i in batch],
-            max_new_tokens=max_new_tokens,
-            stop_ids=chat.stop_ids,
-            pad_id=chat.pad_id,
-            placeholder_id=chat.placeholder_id,
-            forbidden_ids=sorted(chat.special_ids),
-            cache_dtype=cache_dtype,
-        )
+        with contextlib.nullcontext() if with_lora else disable_adapter(model):
+            answers = generate(
+                model,
+                [_prompt(dataset, s, limit) for s, limit in zip(samples, limits, strict=True)],
+                settings,
+                stop_ids=chat.stop_ids,
+                placeholder_id=chat.placeholder_id,
+                forbidden_ids=sorted(chat.special_ids),
+                cache_dtype=cache_dtype,
+            )
         seconds = (time.perf_counter() - began) / len(batch)
         yield [
-            (
-                i,
-                prediction_row(
-                    dataset.samples[i],
-                    chat.decode(a.tokens),
-                    a.finish_reason,
-                    len(a.tokens),
-                    seconds,
-                ),
-            )
-            for i, a in zip(batch, answers, strict=True)
+            (i, prediction_row(s, chat.decode(a.tokens), a, seconds))
+            for i, s, a in zip(batch, samples, answers, strict=True)
         ]
 
 
-def prediction_row(
-    sample: Sample, text: str, finish_reason: str, num_tokens: int, seconds: float
-) -> dict[str, Any]:
+def _limit(dataset: SpeechDataset, sample: Sample, tokens_per_second: float | None) -> int | None:
+    if tokens_per_second is None or not sample.is_speech:
+        return None
+    seconds = sum(dataset.store.seconds(cut.key) for cut in sample.audio)
+    return speech_token_limit(seconds, tokens_per_second)
+
+
+def _prompt(dataset: SpeechDataset, sample: Sample, limit: int | None) -> Prompt:
+    seed = zlib.crc32(f"{sample.id}/{sample.task}".encode())
+    return Prompt(dataset.prompt(sample), dataset.frames(sample), limit, seed)
+
+
+def prediction_row(sample: Sample, text: str, answer: Answer, seconds: float) -> dict[str, Any]:
     """A line of the predictions file.
 
     Args:
         sample: the manifest row.
         text: the model's answer.
-        finish_reason: ``stop`` or ``length``.
-        num_tokens: tokens generated.
+        answer: the same in tokens, with the reason why it ended.
         seconds: decoding time of its batch, shared equally.
 
     Returns:
@@ -93,8 +126,9 @@ def prediction_row(
         "question": sample.question,
         "target": sample.target,
         "prediction": text,
-        "finish_reason": finish_reason,
-        "num_tokens": num_tokens,
+        "finish_reason": answer.finish_reason,
+        "num_tokens": len(answer.tokens),
+        "loops": answer.loops or None,
         "seconds": round(seconds, 4),
     }
     return {k: v for k, v in row.items() if v is not None}

@@ -1,6 +1,7 @@
 """Builders of projectors and of SpeechLLM, and weights in and out of Hugging Face folders."""
 
-from torchtune_speech.models._attention_mask import block_causal_mask, decode_mask, prefill_mask
+from torchtune_speech.models._attention_mask import block_causal_mask
+from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer
 from torchtune_speech.models._hf_weights import (
     check_shapes,
     export_merged,
@@ -31,11 +32,12 @@ from torchtune_speech.models._speech_llm import SpeechLLM, splice_speech
 
 __all__ = [
     "LLAMA3_1_8B",
+    "DecodingCache",
     "SpeechLLM",
     "block_causal_mask",
+    "cached_layer",
     "check_shapes",
     "conformer_projector",
-    "decode_mask",
     "export_merged",
     "llama_shape_from_hf",
     "load_hf_weights",
@@ -45,7 +47,6 @@ __all__ = [
     "lora_speech_llama3_1_from_hf",
     "mlp_projector",
     "peft_config",
-    "prefill_mask",
     "read_adapter_config",
     "read_hf_config",
     "read_safetensors",

@@ -1,8 +1,11 @@
 """A decoder that reads speech vectors between its token embeddings."""
 
+from functools import partial
+
 from torch import Tensor, nn
 from torchtune.modules import TransformerDecoder
 
+from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer
 from torchtune_speech.modules import embedding_distance_sum
 
 
@@ -67,6 +70,7 @@ class SpeechLLM(nn.Module):
         only_ctc: bool = False,
         with_distance: bool = False,
         blank_token: int | None = None,
+        cache: DecodingCache | None = None,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
         """Logits, at all positions or at the selected ones.
 
@@ -87,6 +91,9 @@ class SpeechLLM(nn.Module):
                 to the embeddings of what CTC hears (:func:`embedding_distance_sum`); the CTC
                 labels must be the LLM's tokens, one logit vector for each speech vector.
             blank_token: what stands for CTC's blank in that distance.
+            cache: keys and values of a batch that is being decoded. The first pass takes all its
+                prompts, concatenated, ``[1, t]``; every later one a token of each row, ``[b, 1]``.
+                The cache then says what sees what: no ``mask``, no ``input_pos``.
 
         Returns:
             Logits ``[m, vocab]``, or ``[b, s, vocab]`` without ``select``; with ``return_ctc`` a
@@ -99,8 +106,11 @@ class SpeechLLM(nn.Module):
         ctc_logits = None
         if frames is not None:
             h, ctc_logits = self._add_speech(h, frames, frame_lengths, speech_index, return_ctc)
-        for layer in self.decoder.layers:
-            h = layer(h, mask=mask, input_pos=input_pos)
+        if cache is None:
+            for layer in self.decoder.layers:
+                h = layer(h, mask=mask, input_pos=input_pos)
+        else:
+            h = self._decode(h, cache)
         h = self.decoder.norm(h)
         if select is not None:
             h = h.flatten(0, 1)[select]
@@ -120,6 +130,13 @@ class SpeechLLM(nn.Module):
         if frame_lengths.numel() == 0:
             return h + 0.0 * vectors.sum().to(h.dtype), ctc_logits
         return splice_speech(h, vectors, speech_index), ctc_logits
+
+    def _decode(self, h: Tensor, cache: DecodingCache) -> Tensor:
+        positions, h_td = cache.begin(), h.flatten(0, 1)
+        for index, layer in enumerate(self.decoder.layers):
+            h_td = cached_layer(layer, h_td, positions, partial(cache.attend, index))
+        cache.end()
+        return h_td.view_as(h)
 
     def _only_ctc(
         self,

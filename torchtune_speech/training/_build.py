@@ -72,6 +72,7 @@ def build_speech_llm(
     seed: int = 0,
     activation_checkpointing: bool = False,
     compile: bool = False,
+    shard: bool = True,
 ) -> SpeechLLM:
     """Build the model, load the LLM, and shard it when there are several processes.
 
@@ -86,6 +87,7 @@ def build_speech_llm(
         seed: of LoRA's initial values.
         activation_checkpointing: recompute the decoder's layers in the backward pass.
         compile: compile the decoder's layers.
+        shard: split the weights over the processes; False gives each the whole model.
 
     Returns:
         The model on the process's device, everything frozen.
@@ -118,7 +120,7 @@ def build_speech_llm(
     if compile:
         for layer in built.decoder.layers:
             layer.compile()
-    _load(built, weights, process)
+    _load(built, weights, process, shard and process.world_size > 1)
     return built.requires_grad_(False)
 
 
@@ -165,9 +167,9 @@ def _trained_lora(
     return loaded
 
 
-def _load(model: SpeechLLM, weights: dict[str, Tensor], process: Process) -> None:
+def _load(model: SpeechLLM, weights: dict[str, Tensor], process: Process, shard: bool) -> None:
     """Fill a meta model; rotary caches, which no checkpoint holds, are computed afresh."""
-    if process.world_size > 1:
+    if shard:
         conditions = [
             lambda name, module: (
                 isinstance(module, TransformerSelfAttentionLayer) or name == "projector"

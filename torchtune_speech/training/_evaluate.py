@@ -8,7 +8,7 @@ import torch
 
 from torchtune_speech.data import SpeechDataset
 from torchtune_speech.evaluation import score, wer
-from torchtune_speech.generation import predict
+from torchtune_speech.generation import Decoding, plan_batches, predict
 from torchtune_speech.models import SpeechLLM
 from torchtune_speech.modules import ctc_greedy
 from torchtune_speech.training._objective import autocast
@@ -55,14 +55,8 @@ def evaluate(
             report["ctc"] = wer(references, list(transcripts.values()), normalizer="basic")
     rows: dict[int, dict[str, Any]] = {}
     with autocast(process.device, dtype):
-        for batch in predict(
-            model,
-            dataset,
-            chosen,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            cache_dtype=dtype,
-        ):
+        batches = plan_batches(dataset, chosen, batch_size)
+        for batch in predict(model, dataset, batches, Decoding(max_new_tokens), cache_dtype=dtype):
             rows.update(batch)
     examples = [rows[i] for i in chosen[:: max(1, count // max(num_examples, 1))][:num_examples]]
     return score([rows[i] for i in chosen]) | report, examples
