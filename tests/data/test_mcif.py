@@ -322,14 +322,17 @@ def test_prompts_of_ones_own(tmp_path):
     path.write_text(
         'wrapping: {speech: "{speech}{instruction}"}\n'
         "instructions:\n"
-        '  sqa: {fr: "Dis {question}, oui, {question}"}\n'
+        "  sqa:\n"
+        '    fr: ["Dis {question}, oui, {question}", "Dis{question}", "Dis-moi : {question}"]\n'
         "  other: {fr: Danse.}\n",
         encoding="utf-8",
     )
     assert mcif_task("dis quoi, oui, quoi", [str(path)]) == ("sqa", "fr")
     assert mcif_question("dis quoi, oui, quoi", [str(path)]) == "quoi"
-    assert mcif_task("dis quoi, oui, non", [str(path)]) is None
+    assert mcif_question("dis quoi, oui, non", [str(path)]) == "quoi, oui, non"
     assert mcif_task("Danse.", [str(path)]) is None
+    # The longer prompt is the likelier one.
+    assert mcif_question("Dis-moi : quoi ?", [str(path)]) == "quoi ?"
     assert mcif_task("Transcribe the English content.", ["mcif_mixed"]) is None
     with pytest.raises(InputError, match="no such template file"):
         mcif_task("x", ["nowhere"])

@@ -51,8 +51,6 @@ def test_words_by_hand(prediction, references, segments):
         ("a. b c d", ["a. b", "c d"], ["a. b", "c d"]),
         # Of two sentence ends the earlier one.
         ("a x. y. b", ["a", "b"], ["a x.", "y. b"]),
-        # A decimal point ends nothing.
-        ("a 3.5 x b", ["a", "b"], ["a", "3.5 x b"]),
     ],
 )
 def test_ties_by_hand(prediction, references, segments):
@@ -75,6 +73,8 @@ def test_ties_by_hand(prediction, references, segments):
         ),
         ("我们用\ndeep\n\nnets 好的", ["我们用deepnets", "好"], ["我们用deep nets", "好的"]),
         ("你\n好 \n ，我", ["你好，", "我"], ["你好，", "我"]),
+        # A decimal point ends nothing.
+        ("甲3.5乙", ["甲", "乙"], ["甲", "3.5乙"]),
         ("", ["你好", "我"], ["", ""]),
     ],
 )

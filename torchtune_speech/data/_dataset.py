@@ -131,7 +131,7 @@ class SpeechDataset:
         )
 
     def _num_tokens(self, sample: Sample) -> int:
-        return len(self.encode(sample)["tokens"])
+        return len(self.encode(sample, inference=not sample.target)["tokens"])
 
     def _num_frames(self, sample: Sample, key: str) -> int:
         if self.store is None:
