@@ -18,6 +18,14 @@ from torchtune_speech.data._manifest import (
     samples_from_rows,
     write_manifest,
 )
+from torchtune_speech.data._mcif import (
+    McifOutput,
+    read_mcif_output,
+    read_mcif_source,
+    read_mcif_task,
+    write_mcif_output,
+)
+from torchtune_speech.data._mcif_task import mcif_question, mcif_task
 from torchtune_speech.data._mixture import plan_sources
 from torchtune_speech.data._pack import pack_best_fit
 from torchtune_speech.data._plan import Plan, Source, Step, fill
@@ -40,6 +48,7 @@ __all__ = [
     "IGNORE_INDEX",
     "InterleaveSpeech",
     "Llama3ChatFormat",
+    "McifOutput",
     "Plan",
     "PromptTemplates",
     "Sample",
@@ -54,13 +63,19 @@ __all__ = [
     "fill",
     "load_manifest",
     "manifest_from_folder",
+    "mcif_question",
+    "mcif_task",
     "next_token_labels",
     "pack_best_fit",
     "plan_sources",
+    "read_mcif_output",
+    "read_mcif_source",
+    "read_mcif_task",
     "relative_audio_path",
     "resolve_audio",
     "sample_to_row",
     "samples_from_rows",
     "text_twin",
     "write_manifest",
+    "write_mcif_output",
 ]

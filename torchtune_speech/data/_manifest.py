@@ -1,4 +1,4 @@
-"""Manifests: reading from JSONL, Parquet and Hugging Face data sets, and writing."""
+"""Manifests: reading from JSONL, Parquet, official XML and Hugging Face data sets; writing."""
 
 import gc
 import json
@@ -13,6 +13,8 @@ from typing import Any
 
 from torchtune.utils import get_logger, log_rank_zero
 
+from torchtune_speech.data._mcif import mcif_source_rows
+from torchtune_speech.data._mcif_task import mcif_question, mcif_task
 from torchtune_speech.data._row import Fault, RowChecker
 from torchtune_speech.data._sample import AudioCut, Sample, sample_to_row
 from torchtune_speech.errors import InputError
@@ -47,7 +49,10 @@ def load_manifest(
     """Read and check a manifest.
 
     Args:
-        path: a ``.jsonl`` or ``.parquet`` file, or a folder written by ``Dataset.save_to_disk``.
+        path: a ``.jsonl`` or ``.parquet`` file, a folder written by ``Dataset.save_to_disk``, or
+            an official source file of the Instruction-following task, ``.xml``: its rows have the
+            task that their instruction tells (else "instruct") and no target. When it holds
+            several tracks or languages, ``where`` names one by ``track`` and ``target_lang``.
         tasks: keep the rows of these tasks. Default: all.
         on_bad_sample: "fail" raises at the first bad row, "skip" leaves bad rows out and logs how
             many for which reason. Rows that a filter removes are not checked.
@@ -67,7 +72,7 @@ def load_manifest(
         >>> samples = load_manifest("data/train.jsonl", tasks=["asr"], where={"split": "train"})
     """
     return _collect(
-        _read_rows(Path(path)),
+        _read_rows(Path(path), where),
         str(path),
         RowChecker(_folder_of(path), check_audio, require_target),
         tasks=tasks,
@@ -184,7 +189,7 @@ def _folder_of(origin: str | os.PathLike[str]) -> str:
     return origin if os.path.isdir(origin) else os.path.dirname(origin)
 
 
-def _read_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _read_rows(path: Path, where: Mapping[str, Any] | None) -> Iterator[tuple[int, Any]]:
     """Yield (line or row from 1, row or the fault that kept it from being read)."""
     if path.is_dir():
         return enumerate(_plain(_open_saved_dataset(path)), start=1)
@@ -194,9 +199,11 @@ def _read_rows(path: Path) -> Iterator[tuple[int, Any]]:
         return _read_parquet(path)
     if path.suffix in (".jsonl", ".json", ".ndjson"):
         return _read_jsonl(path)
+    if path.suffix == ".xml":
+        return _read_mcif(path, where or {})
     raise InputError(
-        f"{path}: unknown kind of manifest {path.suffix!r}; give a .jsonl or .parquet file, or a "
-        "folder saved with datasets.Dataset.save_to_disk"
+        f"{path}: unknown kind of manifest {path.suffix!r}; give a .jsonl, .parquet or MCIF .xml "
+        "file, or a folder saved with datasets.Dataset.save_to_disk"
     )
 
 
@@ -228,6 +235,17 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not readable as Parquet ({reason}); write it again") from error
+
+
+def _read_mcif(path: Path, where: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
+    named = [where.get(column) for column in ("track", "target_lang")]
+    track, lang = (value if isinstance(value, str) else None for value in named)
+    for number, row in mcif_source_rows(path, track, lang):
+        if not isinstance(row, Fault):
+            instruction = row["instruction"]
+            task, _ = mcif_task(instruction) or ("instruct", None)
+            row = row | {"task": task, "question": mcif_question(instruction)}
+        yield number, row
 
 
 def _open_saved_dataset(path: Path) -> Iterable[Mapping[str, Any]]:

@@ -1,6 +1,11 @@
-"""Scores of predictions: error rates, translations, answers, degenerate outputs, the report."""
+"""Scores of predictions: error rates, translations, answers, degenerate outputs, MCIF."""
 
 from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
+from torchtune_speech.evaluation._mcif import (
+    McifReference,
+    mcif_scores,
+    read_mcif_reference,
+)
 from torchtune_speech.evaluation._normalizers import (
     NORMALIZERS,
     Normalizer,
@@ -10,6 +15,7 @@ from torchtune_speech.evaluation._normalizers import (
 )
 from torchtune_speech.evaluation._qa import UNANSWERABLE, answer_f1, exact_match, qa
 from torchtune_speech.evaluation._report import format_table, score
+from torchtune_speech.evaluation._resegment import resegment
 from torchtune_speech.evaluation._translation import bleu_chrf, bleu_tokenizer
 from torchtune_speech.evaluation._wer import wer
 
@@ -17,6 +23,7 @@ __all__ = [
     "NORMALIZERS",
     "UNANSWERABLE",
     "Loop",
+    "McifReference",
     "Normalizer",
     "answer_f1",
     "base_language",
@@ -25,9 +32,12 @@ __all__ = [
     "exact_match",
     "format_table",
     "is_empty",
+    "mcif_scores",
     "normalizer",
     "qa",
+    "read_mcif_reference",
     "repetition_loop",
+    "resegment",
     "score",
     "split_words",
     "wer",
