@@ -1,6 +1,7 @@
 """Scores of predictions: error rates, translations, answers, degenerate outputs, the report."""
 
 from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
+from torchtune_speech.evaluation._html import write_html
 from torchtune_speech.evaluation._normalizers import (
     NORMALIZERS,
     Normalizer,
@@ -31,4 +32,5 @@ __all__ = [
     "score",
     "split_words",
     "wer",
+    "write_html",
 ]
