@@ -4,6 +4,7 @@ import html
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -171,13 +172,9 @@ def _signatures(signatures: Mapping[str, Any]) -> list[list[str]]:
 
 def _render(title: str, page: Mapping[str, Any], clips: list[str]) -> bytes:
     template = (files(__package__) / "report_template.html").read_text(encoding="utf-8")
-    # Cut once, so that a placeholder inside the data is data.
-    head, rest = template.split("{{title}}")
-    middle, rest = rest.split("{{page}}")
-    before_clips, tail = rest.split("{{clips}}")
-    text = "".join(
-        (head, html.escape(title), middle, _json(page), before_clips, _json(clips), tail)
-    )
+    parts = {"title": html.escape(title), "page": _json(page), "clips": _json(clips)}
+    # In one pass: a placeholder inside the data is data.
+    text = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     # Half a surrogate pair (a prediction cut within a character) has no UTF-8; JSON can spell it.
     return text.encode("utf-8", errors="backslashreplace")
 

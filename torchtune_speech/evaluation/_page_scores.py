@@ -190,10 +190,14 @@ def _part_charts(parts: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     for label, scores in parts.items():
         for task, lang, group in groups(scores):
             sets.setdefault(task, {}).setdefault(lang, []).append((label, group))
+    # Where the task has a score of its own, its languages would only crowd the plot.
+    chosen = {
+        task: {"": by_lang[""]} if "" in by_lang else by_lang for task, by_lang in sets.items()
+    }
     return [
-        # Where the task has a score of its own, its languages would only crowd the plot.
-        _chart(task, name, [("", by_lang[""])] if "" in by_lang else list(by_lang.items()))
-        for task, by_lang in sets.items()
+        _chart(task, name, by_lang.items())
+        for task, by_lang in chosen.items()
+        if max(map(len, by_lang.values())) > 1
     ]
 
 
