@@ -90,7 +90,8 @@ def test_hostile_texts_stay_texts(tmp_path):
         row(prediction=HOSTILE, id=HOSTILE, speaker=HOSTILE, source_lang=HOSTILE),
         row(prediction="half a character: \ud83d", target="\u2028 {{page}} {{title}}"),
     ]
-    report = {"predictions": [f"runs/{HOSTILE}.jsonl"], "notes": [HOSTILE], "normalizer": "none"}
+    sources = ["runs/<img src=x>.jsonl", HOSTILE]
+    report = {"predictions": sources, "notes": [HOSTILE], "normalizer": "none"}
     write_html(tmp_path / "report.html", report, rows, training={"train": [{"step": HOSTILE}]})
     page = Page(tmp_path / "report.html")
     assert len(page.scripts) == 3
@@ -99,6 +100,7 @@ def test_hostile_texts_stay_texts(tmp_path):
     first, second = page.data["samples"]
     assert first["prediction"] == first["id"] == first["speaker"] == first["lang"] == HOSTILE
     assert page.data["notes"] == [HOSTILE]
+    assert '<h1 id="title">Report · &lt;img src=x&gt; · ' in page.text
     assert second["prediction"] == "half a character: \ud83d"
     assert second["target"] == "\u2028 {{page}} {{title}}"
 
@@ -357,12 +359,12 @@ def test_what_score_returns_fits(tmp_path):
 
 
 def test_curves():
-    train = [{"step": step, "loss": float(step % 2), "lr": 1.0} for step in range(1, 1001)]
+    train = [{"step": step, "loss": float(step), "lr": 1.0} for step in range(1, 1001)]
     held_out = [{"step": 500, "asr_wer": 0.5, "loss": 2.0}, {"step": 1000, "asr_wer": 0.25}]
     loss, rate = curves({"train": train, "eval": held_out})
     raw, mean, evaluation = loss["series"]
-    assert len(raw["points"]) == 334 and raw["points"][-1] == (1000, 0.0)
-    assert mean["points"][-1] == (1000, 0.5), "the mean of the last 50"
+    assert len(raw["points"]) == 334 and raw["points"][-1] == (1000, 1000.0)
+    assert mean["points"][-1] == (1000, 975.5), "the mean of the last 50"
     assert evaluation["points"] == [(500, 2.0)]
     assert (rate["title"], rate["metric"]) == ("asr_wer on held-out data", "wer")
     assert rate["series"][0]["points"] == [(500, 0.5), (1000, 0.25)]
