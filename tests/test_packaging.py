@@ -42,7 +42,7 @@ def test_wheel_has_recipes_at_the_root_and_configs_inside(wheel):
     configs = (ROOT / "configs").rglob("*.yaml")
     assert {f"torchtune_speech/{path.relative_to(ROOT)}" for path in configs} <= names
     sources = (ROOT / "torchtune_speech").rglob("*")
-    shipped = {str(p.relative_to(ROOT)) for p in sources if p.suffix in (".py", ".yaml")}
+    shipped = {str(p.relative_to(ROOT)) for p in sources if p.suffix in (".py", ".yaml", ".html")}
     assert shipped <= names
     folders = {name.split("/")[0] for name in names - top_level}
     assert len(folders) == 2, "the package and its metadata, nothing else"

@@ -1,6 +1,7 @@
 """Scores of predictions: error rates, translations, answers, degenerate outputs, MCIF."""
 
 from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
+from torchtune_speech.evaluation._html import write_html
 from torchtune_speech.evaluation._mcif import (
     McifReference,
     mcif_scores,
@@ -41,4 +42,5 @@ __all__ = [
     "score",
     "split_words",
     "wer",
+    "write_html",
 ]
