@@ -6,7 +6,8 @@ started again, also with another batch size or number of processes. Several proc
 --nproc_per_node N`) share the samples; `shard_llm=true` splits the weights instead, for an LLM that
 one GPU cannot hold. With `audio=file.wav
 instruction="Transcribe the English content."` the answer to that one file is printed: the audio
-goes through the encoder named in the config, so no feature store is needed.
+goes through the encoder named in the config, so no feature store is needed. A long file is heard in
+windows, and so are long samples after `torchtune-speech segment`: their answers are joined.
 """
 
 import contextlib
@@ -24,13 +25,21 @@ from torchtune.utils import get_logger
 from tqdm import tqdm
 
 from torchtune_speech import config, training
-from torchtune_speech.data import Llama3ChatFormat, PromptTemplates, data_fingerprint
-from torchtune_speech.encoders import load_audio
+from torchtune_speech.data import (
+    JOINED_TASKS,
+    Llama3ChatFormat,
+    PromptTemplates,
+    data_fingerprint,
+    mcif_task,
+    write_mcif_output,
+)
+from torchtune_speech.encoders import load_audio, silence_windows
 from torchtune_speech.errors import InputError
 from torchtune_speech.generation import (
     Decoding,
     PartialPredictions,
     answer_audio,
+    join_segment_rows,
     plan_batches,
     predict,
 )
@@ -46,10 +55,13 @@ KEYS = {
     "tokenizer": "component: tokenizer of the LLM",
     "dataset": "component: what to answer; null with audio=...",
     "limit": "answer this many samples only, spread over the data; null for all",
+    "mcif_output": "also write the official XML here, when the manifest is an official source file",
     "audio": "one audio file to answer, instead of a data set",
     "instruction": "what to do with that file",
     "encoder": "component: encoder for audio=...; the one the projector was trained on",
     "frame_average": "frames averaged for audio=..., as in the feature store",
+    "window_s": "audio=... longer than this is heard in windows, cut where it is quiet",
+    "long_answer": "of those: join the windows' texts, whole (one answer), or auto: by instruction",
     "templates": "prompt set whose wrapping goes around audio and instruction",
     "max_seq_len": "longest prompt, in tokens",
     "max_new_tokens": "longest answer, in tokens",
@@ -142,6 +154,8 @@ class SpeechGenerateRecipe:
             )
         self.encoder = config.instantiate(cfg.encoder)
         training.check_frame_width(projector, self.encoder.dim, "the frames of encoder")
+        if cfg.long_answer not in ("auto", "join", "whole"):
+            raise InputError(f"long_answer: {cfg.long_answer!r}; use auto, join or whole")
         self.waveform = load_audio(cfg.audio, self.encoder.sampling_rate)
         return {**self.encoder.fingerprint(), "frame_average": cfg.frame_average}
 
@@ -160,6 +174,7 @@ class SpeechGenerateRecipe:
                 f"dataset: {count} samples of task {task} have the id {id_!r}; give each its own, "
                 "or name each manifest in a run of its own"
             )
+        self.mcif_header = self._mcif_header() if self.cfg.mcif_output else None
         if not any(sample.is_speech for sample in self.dataset.samples):
             return None
         if projector is None:
@@ -183,6 +198,10 @@ class SpeechGenerateRecipe:
     def answer_audio(self) -> str:
         """The answer to ``audio`` and ``instruction``."""
         cfg = self.cfg
+        join = cfg.long_answer == "join"
+        if cfg.long_answer == "auto":
+            task = mcif_task(cfg.instruction)
+            join = task is not None and task[0] in JOINED_TASKS
         return answer_audio(
             self.model,
             self.encoder,
@@ -190,6 +209,9 @@ class SpeechGenerateRecipe:
             cfg.instruction,
             chat=self.chat,
             templates=PromptTemplates.from_yaml(cfg.templates),
+            windows=silence_windows(self.waveform, self.encoder.sampling_rate, cfg.window_s),
+            join=join,
+            batch_size=cfg.batch_size,
             frame_average=cfg.frame_average,
             settings=self.decoding,
             cache_dtype=self.dtype,
@@ -236,13 +258,32 @@ class SpeechGenerateRecipe:
         process.barrier()  # all have written before the first gathers
         if process.is_main:
             partial.gather()
-            partial.finish(chosen)
-            _log.info("%d predictions written to %s", count, cfg.output)
+            rows = join_segment_rows(partial.rows[i] for i in chosen)
+            if cfg.mcif_output:
+                texts = {row["id"]: row["prediction"] for row in rows}
+                write_mcif_output(
+                    cfg.mcif_output, texts, name="torchtune-speech", **self.mcif_header
+                )
+            partial.finish(rows)
+            _log.info("%d predictions written to %s", len(rows), cfg.output)
+
+    def _mcif_header(self) -> dict[str, Any]:
+        """What the official output file says of all its samples."""
+        samples = self.dataset.samples
+        kinds = {(s.extra.get("track"), s.target_lang) for s in samples}
+        ((track, language), *more) = kinds
+        if more or track is None:
+            raise InputError(
+                "mcif_output: the samples are not those of one official source file; give one as "
+                "dataset.manifest, or set mcif_output=null"
+            )
+        ids = dict.fromkeys(s.extra.get("segment_of", s.id) for s in samples)
+        return {"track": track, "text_lang": language, "expected_ids": ids}
 
     def _fingerprint(self) -> dict[str, Any]:
         """What decides the predictions: settings, data, LLM, trained files."""
         settings = OmegaConf.to_container(self.cfg, resolve=True)
-        for key in ("output", "batch_size", "shard_llm"):  # change no prediction
+        for key in ("output", "mcif_output", "batch_size", "shard_llm"):  # change no prediction
             settings.pop(key, None)
         return self.fingerprint | {
             "settings": settings,

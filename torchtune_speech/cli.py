@@ -32,6 +32,7 @@ examples:
   torchtune-speech cp projector my_projector.py          a recipe of your own ...
   tune run my_projector --config my.yaml                 ... and a run of it
   torchtune-speech manifest recordings/ train.jsonl      a manifest from audio and transcripts
+  torchtune-speech segment talks.jsonl cut.jsonl         long audio in windows of 30 s
   torchtune-speech verify features/                      is a feature store whole?
   torchtune-speech export --llm LLM --adapter runs/nano/C --out merged
                                                          an LLM with its LoRA merged in
@@ -112,6 +113,42 @@ Writes a manifest of the audio files in a folder that have a transcript. It may 
         help="share of the speakers to mark `split: dev`; 0: no split",
     )
     command.set_defaults(run=_manifest)
+
+    command = commands.add_parser(
+        "segment",
+        help="cut the long audio of a manifest into windows",
+        description="""\
+Writes a manifest in which no audio is longer than a window. Transcription and translation become a
+row a window, whose answers `tune run speech_generate` joins again; questions stay one row, which
+hears its windows one after the other.""",
+        epilog="""\
+example: a test set of long talks
+  torchtune-speech segment talks.jsonl talks.cut.jsonl
+  tune run extract_features --config llama3_1_8b/extract_features manifest=talks.cut.jsonl ...
+  tune run speech_generate --config llama3_1_8b/speech_generate \\
+    dataset.manifest=talks.cut.jsonl dataset.require_target=false output=talks.predictions.jsonl
+  tune run speech_eval --config llama3_1_8b/speech_eval \\
+    predictions=talks.predictions.jsonl manifest=talks.jsonl""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("manifest", type=Path, help="rows with long audio")
+    command.add_argument("out", type=Path, help="the manifest to write (.jsonl or .parquet)")
+    command.add_argument(
+        "--window", type=float, default=30.0, help="longest window in seconds (%(default)g)"
+    )
+    command.add_argument(
+        "--at",
+        choices=["silence", "fixed"],
+        default="silence",
+        help="cut where it is quiet, or at fixed places (%(default)s)",
+    )
+    command.add_argument(
+        "--overlap",
+        type=float,
+        default=0.0,
+        help="seconds that fixed windows have in common; words said twice are joined (%(default)g)",
+    )
+    command.set_defaults(run=_segment)
 
     command = commands.add_parser(
         "export",
@@ -216,6 +253,19 @@ def _manifest(options: argparse.Namespace) -> None:
         domain=options.domain,
         dev_fraction=options.dev_fraction,
     )
+
+
+def _segment(options: argparse.Namespace) -> None:
+    from torchtune_speech.data import segment_manifest
+
+    before, after = segment_manifest(
+        options.manifest,
+        options.out,
+        window_s=options.window,
+        at=options.at,
+        overlap_s=options.overlap,
+    )
+    print(f"{before} rows as {after} in {options.out}")
 
 
 def _export(options: argparse.Namespace) -> None:

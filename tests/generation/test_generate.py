@@ -223,7 +223,7 @@ def test_predictions_of_a_killed_run_are_taken_up(tmp_path):
     with again:
         again.add([(1, {"id": "b"})])
     assert PartialPredictions(output, settings).rows == again.rows
-    again.finish([0, 1, 2])
+    again.finish(again.rows[i] for i in range(3))
     assert [row["id"] for row in read_jsonl(output)] == ["ä", "b", "c"]
     assert list(output.parent.iterdir()) == [output]
 
@@ -239,7 +239,7 @@ def test_processes_read_what_all_have_written(tmp_path):
     with PartialPredictions(output, {}, 1) as second:
         second.add([(3, {"id": "3"})])
     first.gather()
-    first.finish([3, 2, 1, 0])
+    first.finish(first.rows[i] for i in (3, 2, 1, 0))
     assert [row["id"] for row in read_jsonl(output)] == ["3", "2", "1", "0"]
     assert len(list(tmp_path.iterdir())) == 2
 

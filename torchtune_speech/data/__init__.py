@@ -37,6 +37,7 @@ from torchtune_speech.data._sample import (
     sample_to_row,
     text_twin,
 )
+from torchtune_speech.data._segments import JOINED_TASKS, segment_manifest, segment_samples
 
 __all__ = [
     "AudioCut",
@@ -47,6 +48,7 @@ __all__ = [
     "FolderReport",
     "IGNORE_INDEX",
     "InterleaveSpeech",
+    "JOINED_TASKS",
     "Llama3ChatFormat",
     "McifOutput",
     "Plan",
@@ -75,6 +77,8 @@ __all__ = [
     "resolve_audio",
     "sample_to_row",
     "samples_from_rows",
+    "segment_manifest",
+    "segment_samples",
     "text_twin",
     "write_manifest",
     "write_mcif_output",

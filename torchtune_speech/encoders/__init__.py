@@ -7,6 +7,7 @@ from torchtune_speech.encoders._seamless_m4t_v2 import (
     SeamlessM4TV2Encoder,
     seamless_m4t_v2_encoder,
 )
+from torchtune_speech.encoders._windows import fixed_windows, silence_windows
 
 __all__ = [
     "Encoder",
@@ -14,6 +15,8 @@ __all__ = [
     "SeamlessM4TV2Encoder",
     "audio_seconds",
     "filter_bank_encoder",
+    "fixed_windows",
     "load_audio",
     "seamless_m4t_v2_encoder",
+    "silence_windows",
 ]

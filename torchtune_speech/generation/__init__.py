@@ -4,6 +4,7 @@ from torchtune_speech.generation._audio import answer_audio
 from torchtune_speech.generation._choose import forbid, sample
 from torchtune_speech.generation._cycles import Cycle, CycleDetector
 from torchtune_speech.generation._generate import generate
+from torchtune_speech.generation._join import join_segment_rows, join_texts
 from torchtune_speech.generation._partial import PartialPredictions
 from torchtune_speech.generation._predict import plan_batches, predict, prediction_row
 from torchtune_speech.generation._settings import (
@@ -25,6 +26,8 @@ __all__ = [
     "answer_audio",
     "forbid",
     "generate",
+    "join_segment_rows",
+    "join_texts",
     "plan_batches",
     "predict",
     "prediction_row",

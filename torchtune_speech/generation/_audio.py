@@ -1,5 +1,7 @@
 """From one waveform and an instruction to an answer."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from torchtune_speech.data import (
 from torchtune_speech.encoders import Encoder
 from torchtune_speech.features import average_frames
 from torchtune_speech.generation._generate import generate
+from torchtune_speech.generation._join import join_texts
 from torchtune_speech.generation._settings import Decoding, Prompt
 from torchtune_speech.models import SpeechLLM
 
@@ -25,8 +28,12 @@ def answer_audio(
     *,
     chat: Llama3ChatFormat,
     templates: PromptTemplates,
+    windows: Sequence[tuple[float, float]] = (),
+    join: bool = True,
+    overlap_s: float = 0.0,
     frame_average: int = 1,
     settings: Decoding | None = None,
+    batch_size: int = 8,
     cache_dtype: torch.dtype = torch.float32,
 ) -> str:
     """Answer an instruction about a piece of audio.
@@ -38,35 +45,64 @@ def answer_audio(
         instruction: what to do, in words.
         chat: the LLM's chat format.
         templates: their wrapping goes around speech and instruction.
+        windows: offset and duration of the windows that the encoder hears one by one, in seconds.
+            Default: all of the audio at once.
+        join: answer every window by itself and join the texts, as for a transcript; False gives
+            one answer to all windows, which the LLM then hears one after the other.
+        overlap_s: what two windows have in common, in seconds.
         frame_average: frames averaged into one, as in the feature store of the training.
         settings: of decoding.
+        batch_size: windows encoded and answered together.
         cache_dtype: dtype of the cached keys and values.
 
     Returns:
         The answer.
     """
-    frames = average_frames(encoder([waveform])[0], frame_average)
+    rate = encoder.sampling_rate
+    pieces = [
+        waveform[round(offset * rate) : round((offset + duration) * rate)]
+        for offset, duration in windows
+    ] or [waveform]
+    frames = [
+        average_frames(one, frame_average)
+        for start in range(0, len(pieces), batch_size)
+        for one in encoder(pieces[start : start + batch_size])
+    ]
+    heard = [[one] for one in frames] if join else [frames]
+    prompts = [_prompt(model, chat, templates, instruction, one) for one in heard]
+    answers = [
+        answer
+        for start in range(0, len(prompts), batch_size)
+        for answer in generate(
+            model,
+            prompts[start : start + batch_size],
+            settings,
+            stop_ids=chat.stop_ids,
+            placeholder_id=chat.placeholder_id,
+            forbidden_ids=sorted(chat.special_ids),
+            cache_dtype=cache_dtype,
+        )
+    ]
+    return join_texts([chat.decode(answer.tokens) for answer in answers], overlap_s)
+
+
+def _prompt(
+    model: SpeechLLM,
+    chat: Llama3ChatFormat,
+    templates: PromptTemplates,
+    instruction: str,
+    frames: Sequence[Tensor],
+) -> Prompt:
     sample = Sample(
         id="audio",
         task="instruct",
         target="",
-        audio=(AudioCut("audio"),),
+        audio=tuple(AudioCut(str(number)) for number in range(len(frames))),
         extra={"instruction": instruction},
     )
-    prompt = InterleaveSpeech(chat)(
-        {
-            "messages": templates.messages(sample, with_target=False),
-            "speech_lengths": [model.projector.output_length(len(frames))],
-        },
-        inference=True,
+    lengths = [model.projector.output_length(len(one)) for one in frames]
+    messages = templates.messages(sample, with_target=False)
+    encoded = InterleaveSpeech(chat)(
+        {"messages": messages, "speech_lengths": lengths}, inference=True
     )
-    answer = generate(
-        model,
-        [Prompt(prompt["tokens"], [frames])],
-        settings,
-        stop_ids=chat.stop_ids,
-        placeholder_id=chat.placeholder_id,
-        forbidden_ids=sorted(chat.special_ids),
-        cache_dtype=cache_dtype,
-    )
-    return chat.decode(answer[0].tokens)
+    return Prompt(encoded["tokens"], frames)

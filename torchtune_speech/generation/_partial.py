@@ -30,7 +30,7 @@ class PartialPredictions:
         >>> partial = PartialPredictions("out/predictions.jsonl", {"seed": 1})
         >>> with partial:
         ...     partial.add([(0, {"id": "a", "prediction": "yes"})])
-        >>> partial.finish([0])
+        >>> partial.finish([partial.rows[0]])
     """
 
     def __init__(self, output: str | Path, fingerprint: Mapping[str, Any], rank: int = 0) -> None:
@@ -93,12 +93,12 @@ class PartialPredictions:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def finish(self, order: Iterable[int]) -> None:
+    def finish(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the output, whole or not at all, and remove the side files.
 
         Args:
-            order: indices of all samples, as they are to be written.
+            rows: what is to be written, in order.
         """
-        write_jsonl(self.output, [self.rows[i] for i in order])
+        write_jsonl(self.output, rows)
         for path in self._paths():
             path.unlink()

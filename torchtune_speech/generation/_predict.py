@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torchtune.modules.peft import disable_adapter
 
-from torchtune_speech.data import Sample, SpeechDataset
+from torchtune_speech.data import Sample, SpeechDataset, sample_to_row
 from torchtune_speech.generation._generate import generate
 from torchtune_speech.generation._settings import Answer, Decoding, Prompt, speech_token_limit
 from torchtune_speech.models import SpeechLLM
@@ -87,16 +87,21 @@ def predict(
             )
         seconds = (time.perf_counter() - began) / len(batch)
         yield [
-            (i, prediction_row(s, chat.decode(a.tokens), a, seconds))
+            (i, prediction_row(s, chat.decode(a.tokens), a, seconds, _duration_s(dataset, s)))
             for i, s, a in zip(batch, samples, answers, strict=True)
         ]
+
+
+def _duration_s(dataset: SpeechDataset, sample: Sample) -> float | None:
+    if not sample.is_speech:
+        return None
+    return round(sum(dataset.store.seconds(cut.key) for cut in sample.audio), 3)
 
 
 def _limit(dataset: SpeechDataset, sample: Sample, tokens_per_second: float | None) -> int | None:
     if tokens_per_second is None or not sample.is_speech:
         return None
-    seconds = sum(dataset.store.seconds(cut.key) for cut in sample.audio)
-    return speech_token_limit(seconds, tokens_per_second)
+    return speech_token_limit(_duration_s(dataset, sample), tokens_per_second)
 
 
 def _prompt(dataset: SpeechDataset, sample: Sample, limit: int | None) -> Prompt:
@@ -104,7 +109,13 @@ def _prompt(dataset: SpeechDataset, sample: Sample, limit: int | None) -> Prompt
     return Prompt(dataset.prompt(sample), dataset.frames(sample), limit, seed)
 
 
-def prediction_row(sample: Sample, text: str, answer: Answer, seconds: float) -> dict[str, Any]:
+def prediction_row(
+    sample: Sample,
+    text: str,
+    answer: Answer,
+    seconds: float,
+    duration_s: float | None = None,
+) -> dict[str, Any]:
     """A line of the predictions file.
 
     Args:
@@ -112,19 +123,15 @@ def prediction_row(sample: Sample, text: str, answer: Answer, seconds: float) ->
         text: the model's answer.
         answer: the same in tokens, with the reason why it ended.
         seconds: decoding time of its batch, shared equally.
+        duration_s: length of its audio, in seconds.
 
     Returns:
-        What scoring needs to know, references included.
+        What scoring needs to know: the manifest's columns, references included, and ``prediction``,
+        ``finish_reason``, ``num_tokens``, ``loops`` (where there were any), ``seconds``.
     """
-    row = {
-        "id": sample.id,
-        "task": sample.task,
-        "source_lang": sample.source_lang,
-        "target_lang": sample.target_lang,
-        "domain": sample.domain,
-        "speaker": sample.speaker,
-        "question": sample.question,
-        "target": sample.target,
+    row = {k: v for k, v in sample_to_row(sample).items() if k in _COLUMNS}
+    row |= {
+        "duration_s": duration_s,
         "prediction": text,
         "finish_reason": answer.finish_reason,
         "num_tokens": len(answer.tokens),
@@ -132,3 +139,9 @@ def prediction_row(sample: Sample, text: str, answer: Answer, seconds: float) ->
         "seconds": round(seconds, 4),
     }
     return {k: v for k, v in row.items() if v is not None}
+
+
+_COLUMNS = frozenset(
+    "id task audio offset duration source_lang target_lang domain speaker source_text question "
+    "choices target segment_of overlap_s".split()
+)

@@ -1,0 +1,76 @@
+"""Long samples as shorter ones, in a manifest of their own."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from torchtune_speech.cli import main
+from torchtune_speech.data import AudioCut, Sample, load_manifest, segment_samples
+from torchtune_speech.files import read_jsonl, write_jsonl
+
+
+def windows_of_ten(cut):
+    return [(0.0, 10.0), (10.0, 5.0)] if cut.path == "long.wav" else [(0.0, 3.0)]
+
+
+def test_transcripts_and_translations_become_a_sample_a_window():
+    sample = Sample("t", "st", "Ziel", (AudioCut("long.wav", 2.0),), source_text="source")
+    first, second = segment_samples([sample], windows_of_ten, overlap_s=1.0)
+    assert (first.id, second.id) == ("t#0", "t#1")
+    assert first.audio == (AudioCut("long.wav", 2.0, 10.0),)
+    assert second.audio == (AudioCut("long.wav", 12.0, 5.0),)
+    assert first.target == "" and first.source_text is None
+    assert second.extra == {"segment_of": "t", "overlap_s": 1.0}
+
+
+def test_questions_hear_all_windows():
+    cuts = (AudioCut("short.wav"), AudioCut("long.wav"))
+    (sample,) = segment_samples([Sample("q", "sqa", "A", cuts, question="Q?")], windows_of_ten)
+    assert sample.id == "q" and sample.target == "A"
+    assert sample.audio == (
+        AudioCut("short.wav"),
+        AudioCut("long.wav", 0.0, 10.0),
+        AudioCut("long.wav", 10.0, 5.0),
+    )
+
+
+def test_short_samples_stay_as_they_are():
+    sample = Sample("s", "asr", "text", (AudioCut("short.wav"),))
+    assert segment_samples([sample], windows_of_ten) == [sample]
+    text = Sample("m", "mt", "Text", source_text="text")
+    assert segment_samples([text], windows_of_ten) == [text]
+
+
+@pytest.fixture
+def talks(tmp_path):
+    (tmp_path / "audio").mkdir()
+    noise = np.random.default_rng(0).normal(size=25 * 8000) * 0.2
+    noise[11 * 8000 : 12 * 8000] = 0
+    soundfile.write(tmp_path / "audio" / "talk.wav", noise, 8000)
+    rows = [
+        {"id": "a", "task": "asr", "audio": "audio/talk.wav", "target": "words"},
+        {"id": "q", "task": "sqa", "audio": "audio/talk.wav", "question": "Q?", "target": "A"},
+    ]
+    write_jsonl(tmp_path / "talks.jsonl", rows)
+    return tmp_path
+
+
+def test_the_command_writes_a_manifest_that_reads(talks, capsys):
+    out = talks / "other" / "cut.jsonl"
+    assert main(["segment", str(talks / "talks.jsonl"), str(out), "--window", "15"]) == 0
+    assert "2 rows as 3" in capsys.readouterr().out
+    samples = load_manifest(out, require_target=False)  # its audio files are found
+    assert [s.id for s in samples] == ["a#0", "a#1", "q"]
+    assert samples[1].audio[0].offset_s == pytest.approx(11.5, abs=0.5)
+    assert samples[1].audio[0].path == "../audio/talk.wav"
+    assert len(samples[2].audio) == 2
+    assert read_jsonl(out)[0]["segment_of"] == "a"
+
+
+def test_fixed_windows_with_an_overlap(talks):
+    out = talks / "cut.jsonl"
+    words = ["--window", "10", "--at", "fixed", "--overlap", "2"]
+    assert main(["segment", str(talks / "talks.jsonl"), str(out), *words]) == 0
+    assert [row.get("offset", 0.0) for row in read_jsonl(out)[:3]] == [0.0, 8.0, 16.0]
+    with pytest.raises(SystemExit):
+        main(["segment", str(talks / "talks.jsonl"), str(out), "--overlap", "2"])
