@@ -100,3 +100,13 @@ def test_what_is_reported_is_a_loop(tokens):
         assert tail == (list(loop.unit) * (loop.repeats + 1))[: loop.length]
         assert loop.length >= max(10, 3 * period)
         assert loop.start + loop.length in (len(tokens), len(tokens) - 1)
+
+
+def test_a_phrase_that_counts_on_is_a_loop():
+    lines = [f"{n}. The Book of the Book, by John" for n in range(95, 101)]
+    loop = repetition_loop(" ".join(lines))
+    assert loop.unit == ("95", "the", "book", "of", "the", "book", "by", "john")
+    assert repetition_loop(" ".join(lines[:5])) is None
+    assert repetition_loop(", ".join(map(str, range(40)))) is None
+    table = " ".join(f"{n} | {n / 7:.2f}" for n in range(30))
+    assert repetition_loop(table) is None

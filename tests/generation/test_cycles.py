@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchtune_speech.generation import Cycle, CycleDetector
+from torchtune_speech.generation import Cycle, CycleDetector, LoopDetector
 
 
 def first_cycle(tokens, **settings):
@@ -76,3 +76,39 @@ def test_after_a_return_it_goes_on_as_if_it_had_seen_the_rest_only(tokens, lengt
 def test_long_sequences():
     tokens = list(range(5000)) + [1, 2] * 12
     assert first_cycle(tokens) == (5023, Cycle(5000, (1, 2)))
+
+
+NUMBERS = range(100, 200)
+
+
+def first_loop(tokens):
+    detector = LoopDetector(NUMBERS)
+    return next((cycle for t in tokens if (cycle := detector.add(t)) is not None), None)
+
+
+def test_a_phrase_with_another_number_each_time_is_a_loop():
+    phrase = [1, 2, 3, 4, 5, 6, 7]
+    counting = [t for n in range(7) for t in (100 + n, *phrase)]
+    # The cycle begins with a word, so that there is something to forbid.
+    assert first_loop(counting) == Cycle(1, (*phrase, 101))
+    assert first_loop(counting[: 8 * 5]) is None
+
+
+def test_counting_alone_is_none():
+    assert first_loop([t for n in range(60) for t in (100 + n, 1)]) is None
+    assert first_loop(list(NUMBERS)) is None
+
+
+def test_exact_loops_of_numbers_are_found():
+    assert first_loop([101, 102] * 12) == Cycle(0, (101, 102))
+
+
+def test_the_end_is_compared_numbers_aside():
+    detector = LoopDetector(NUMBERS)
+    for token in (1, 2, 3, 105):
+        detector.add(token)
+    assert detector.ends_with((2, 3, 150))
+    assert not detector.ends_with((2, 4, 150))
+    detector.rewind(3)
+    assert not detector.ends_with((2, 3, 150))
+    assert detector.copy().ends_with((2, 3))

@@ -1,6 +1,7 @@
 """Messages with speech in them -> token ids with placeholders."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torchtune.data import Message
@@ -45,6 +46,12 @@ class Llama3ChatFormat:
         """Text of token ids; special tokens are dropped by id, not by what they look like."""
         kept = [i for i in ids if i not in self.special_ids]
         return self._tokenizer.decode(kept, truncate_at_eos=False, skip_special_tokens=False)
+
+    @cached_property
+    def number_ids(self) -> frozenset[int]:
+        """Ids of tokens that are digits and nothing else, a blank before them aside."""
+        ids = (i for i in range(self.vocab_size) if i not in self.special_ids)
+        return frozenset(i for i in ids if self.decode([i]).strip().isdigit())
 
 
 class InterleaveSpeech(Transform):

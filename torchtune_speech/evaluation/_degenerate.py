@@ -50,7 +50,8 @@ def repetition_loop(
     on") is none. One last unit may break the cycle: the output limit cuts words in two.
 
     A text is cut into words without case and punctuation, and into single characters in Chinese and
-    Japanese. One endless word ("hahaha...") is a loop too, from 16 cycles on.
+    Japanese. One endless word ("hahaha...") is a loop too, from 16 cycles on, and so is the same
+    phrase of four words or more with another number each time, from 6 cycles on.
 
     Args:
         text_or_tokens: an output of the model, as text or as token ids.
@@ -72,7 +73,15 @@ def repetition_loop(
     loop = _tail_cycle(words, min_repeats, min_length)
     if loop is None and (chunks := text_or_tokens.split()):
         loop = _tail_cycle(chunks[-1], 16, 16)
-    return loop
+    return loop or _counting_loop(words)
+
+
+def _counting_loop(words: Sequence[str]) -> Loop | None:
+    folded = ["#" if word.isdigit() else word for word in words]
+    loop = _tail_cycle(folded, 6, 24)
+    if loop is None or sum(word != "#" for word in loop.unit) < 4:
+        return None
+    return Loop(tuple(words[loop.start : loop.start + len(loop.unit)]), loop.start, loop.length)
 
 
 def _tail_cycle(units: Sequence[Hashable], min_repeats: int, min_length: int) -> Loop | None:

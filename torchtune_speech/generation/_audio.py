@@ -80,6 +80,7 @@ def answer_audio(
             stop_ids=chat.stop_ids,
             placeholder_id=chat.placeholder_id,
             forbidden_ids=sorted(chat.special_ids),
+            number_ids=chat.number_ids,
             cache_dtype=cache_dtype,
         )
     ]

@@ -1,12 +1,12 @@
 """Beam search: several hypotheses of each answer, the best of them at the end."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
-from torchtune_speech.generation._cycles import CycleDetector
+from torchtune_speech.generation._cycles import LoopDetector
 from torchtune_speech.generation._session import DecodingSession
 from torchtune_speech.generation._settings import Answer, Decoding, Prompt
 
@@ -15,18 +15,20 @@ from torchtune_speech.generation._settings import Answer, Decoding, Prompt
 class _Hypothesis:
     tokens: list[int]
     score: float  # summed log-probability
-    detector: CycleDetector | None
+    detector: LoopDetector | None
 
 
 class _Search:
     """The hypotheses of one answer."""
 
-    def __init__(self, number: int, prompt: Prompt, settings: Decoding) -> None:
+    def __init__(
+        self, number: int, prompt: Prompt, settings: Decoding, number_ids: Collection[int]
+    ) -> None:
         self.number, self.width = number, settings.num_beams
         limit = prompt.max_new_tokens or settings.max_new_tokens
         self.limit = min(limit, settings.max_new_tokens)
         self.penalty, self.policy = settings.length_penalty, settings.loops
-        detector = None if settings.loops == "none" else CycleDetector()
+        detector = None if settings.loops == "none" else LoopDetector(number_ids)
         first = _Hypothesis([], 0.0, detector)
         # All begin alike: only the first may branch out.
         self.live = [first] + [_Hypothesis([], -torch.inf, detector)] * (self.width - 1)
@@ -101,6 +103,7 @@ def decode_beams(
     prompts: Sequence[Prompt],
     settings: Decoding,
     stop_ids: Sequence[int],
+    number_ids: Collection[int] = (),
 ) -> list[Answer]:
     """Decode each prompt's answer by beam search.
 
@@ -114,12 +117,13 @@ def decode_beams(
         prompts: the batch.
         settings: number of beams, length penalty, loop policy.
         stop_ids: tokens that end an answer.
+        number_ids: tokens that are numbers, see :class:`LoopDetector`.
 
     Returns:
         One answer a prompt, in order.
     """
     width = settings.num_beams
-    searches = [_Search(number, prompt, settings) for number, prompt in enumerate(prompts)]
+    searches = [_Search(i, prompt, settings, number_ids) for i, prompt in enumerate(prompts)]
     session.cache.select([row for row in range(len(prompts)) for _ in range(width)])
     logits = logits.repeat_interleave(width, dim=0)
     answers: dict[int, Answer] = {}

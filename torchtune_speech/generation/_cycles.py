@@ -1,6 +1,7 @@
 """Finding a repetition loop while it is decoded."""
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 
@@ -11,7 +12,7 @@ class Cycle:
 
     Attributes:
         start: place of the first token of the first cycle.
-        unit: the tokens of a cycle.
+        unit: the tokens of the first cycle.
     """
 
     start: int
@@ -83,3 +84,84 @@ class CycleDetector:
         other._needed, other._length = self._needed, self._length
         other._equal, other._tokens = self._equal.copy(), self._tokens.copy()
         return other
+
+
+# In place of any number, where loops that count are looked for.
+_NUMBER = -1
+# Fewest other tokens in the cycle of a counting loop: "1, 2, 3, 4" is none.
+_COUNTING_WORDS = 4
+
+
+class LoopDetector:
+    """Finds loops of the very same tokens, and loops that count.
+
+    A counting loop says the same words with another number each time ("98. The Book, 99. The
+    Book"). It needs more repeats, and more than a comma between the numbers.
+
+    Args:
+        number_ids: tokens that are numbers; without any, only exact loops are found.
+
+    Example:
+        >>> detector = LoopDetector(number_ids=range(10, 20))
+        >>> tokens = [t for n in range(10, 18) for t in (1, 2, 3, 4, 5, 6, n)]
+        >>> next(cycle for t in tokens if (cycle := detector.add(t)))
+        Cycle(start=0, unit=(1, 2, 3, 4, 5, 6, 10))
+    """
+
+    def __init__(self, number_ids: Collection[int] = ()) -> None:
+        self._numbers = frozenset(number_ids)
+        self._exact = CycleDetector()
+        self._counting = CycleDetector(min_repeats=6, min_length=48) if number_ids else None
+        self._tokens: list[int] = []
+
+    def add(self, token: int) -> Cycle | None:
+        """Take the next token.
+
+        Args:
+            token: its id.
+
+        Returns:
+            The loop in which the sequence now ends, or None. The first cycle of a counting loop
+            begins with something else than a number.
+        """
+        self._tokens.append(token)
+        exact = self._exact.add(token)
+        counting = self._counting and self._counting.add(self._fold(token))
+        if exact is not None or counting is None:
+            return exact
+        if sum(t != _NUMBER for t in counting.unit) < _COUNTING_WORDS:
+            return None
+        first = next(i for i, t in enumerate(counting.unit) if t != _NUMBER)
+        start = counting.start + first
+        return Cycle(start, tuple(self._tokens[start : start + len(counting.unit)]))
+
+    def rewind(self, length: int) -> None:
+        """Forget the last tokens.
+
+        Args:
+            length: how many tokens stay.
+        """
+        del self._tokens[length:]
+        self._exact.rewind(length)
+        if self._counting:
+            self._counting.rewind(length)
+
+    def ends_with(self, unit: tuple[int, ...]) -> bool:
+        """Whether the sequence ends with a cycle, numbers aside.
+
+        Args:
+            unit: the tokens of a cycle.
+        """
+        tail = self._tokens[-len(unit) :]
+        return [*map(self._fold, tail)] == [*map(self._fold, unit)]
+
+    def copy(self) -> "LoopDetector":
+        """A detector that has seen the same."""
+        other = LoopDetector.__new__(LoopDetector)
+        other._numbers, other._tokens = self._numbers, self._tokens.copy()
+        other._exact = self._exact.copy()
+        other._counting = self._counting and self._counting.copy()
+        return other
+
+    def _fold(self, token: int) -> int:
+        return _NUMBER if token in self._numbers else token

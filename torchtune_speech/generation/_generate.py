@@ -1,6 +1,6 @@
 """Batched decoding with KV caches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +22,7 @@ def generate(
     stop_ids: Sequence[int],
     placeholder_id: int,
     forbidden_ids: Sequence[int] = (),
+    number_ids: Collection[int] = (),
     cache_dtype: torch.dtype = torch.float32,
 ) -> list[Answer]:
     """Decode the answers to a batch of prompts.
@@ -38,6 +39,7 @@ def generate(
         stop_ids: tokens that end an answer.
         placeholder_id: id that stands for a speech vector.
         forbidden_ids: ids never to be generated (the placeholder is always forbidden).
+        number_ids: tokens that are numbers, so that loops that count are found as well.
         cache_dtype: dtype of the keys and values, the one attention computes in.
 
     Returns:
@@ -63,7 +65,7 @@ def generate(
             cache_dtype=cache_dtype,
         )
         decode = decode_beams if settings.num_beams > 1 else decode_tokenwise
-        return decode(session, session.read(prompts), prompts, settings, stop_ids)
+        return decode(session, session.read(prompts), prompts, settings, stop_ids, number_ids)
 
 
 @contextmanager

@@ -83,6 +83,7 @@ def predict(
                 stop_ids=chat.stop_ids,
                 placeholder_id=chat.placeholder_id,
                 forbidden_ids=sorted(chat.special_ids),
+                number_ids=chat.number_ids,
                 cache_dtype=cache_dtype,
             )
         seconds = (time.perf_counter() - began) / len(batch)

@@ -1,13 +1,13 @@
 """Greedy decoding and sampling: every row takes its tokens by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchtune_speech.generation._choose import forbid, sample
-from torchtune_speech.generation._cycles import CycleDetector
+from torchtune_speech.generation._cycles import LoopDetector
 from torchtune_speech.generation._session import DecodingSession
 from torchtune_speech.generation._settings import Answer, Decoding, Prompt
 
@@ -18,20 +18,22 @@ MAX_RETURNS = 16
 class _Row:
     """The answer to one prompt, as it grows."""
 
-    def __init__(self, number: int, prompt: Prompt, settings: Decoding) -> None:
+    def __init__(
+        self, number: int, prompt: Prompt, settings: Decoding, number_ids: Collection[int]
+    ) -> None:
         self.number = number
         limit = prompt.max_new_tokens or settings.max_new_tokens
         self.limit = min(limit, settings.max_new_tokens)
         self.policy = settings.loops
         self.random = np.random.default_rng([settings.seed, prompt.seed])
-        self.detector = None if settings.loops == "none" else CycleDetector()
+        self.detector = None if settings.loops == "none" else LoopDetector(number_ids)
         self.tokens: list[int] = []
         self.cycles: list[tuple[int, ...]] = []
         self.finish_reason: str | None = None
 
     def banned(self) -> list[int]:
         """Tokens that would begin a forbidden cycle anew, right after it was said."""
-        return [u[0] for u in self.cycles if tuple(self.tokens[-len(u) :]) == u]
+        return [unit[0] for unit in self.cycles if self.detector.ends_with(unit)]
 
     def add(self, token: int, stop_ids: Sequence[int]) -> None:
         if token in stop_ids:
@@ -58,6 +60,7 @@ def decode_tokenwise(
     prompts: Sequence[Prompt],
     settings: Decoding,
     stop_ids: Sequence[int],
+    number_ids: Collection[int] = (),
 ) -> list[Answer]:
     """Decode each prompt's answer, until it ends or reaches its limit.
 
@@ -67,11 +70,12 @@ def decode_tokenwise(
         prompts: the batch.
         settings: greedy when the temperature is 0.
         stop_ids: tokens that end an answer.
+        number_ids: tokens that are numbers, see :class:`LoopDetector`.
 
     Returns:
         One answer a prompt, in order.
     """
-    rows = [_Row(number, prompt, settings) for number, prompt in enumerate(prompts)]
+    rows = [_Row(i, prompt, settings, number_ids) for i, prompt in enumerate(prompts)]
     answers: dict[int, Answer] = {}
     while True:
         logits = forbid(logits, [row.banned() for row in rows])
