@@ -1,6 +1,7 @@
 """Scores of predictions: error rates, translations, answers, degenerate outputs, the report."""
 
 from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
+from torchtune_speech.evaluation._neural import NeuralScores, bertscore, comet
 from torchtune_speech.evaluation._normalizers import (
     NORMALIZERS,
     Normalizer,
@@ -17,11 +18,14 @@ __all__ = [
     "NORMALIZERS",
     "UNANSWERABLE",
     "Loop",
+    "NeuralScores",
     "Normalizer",
     "answer_f1",
     "base_language",
+    "bertscore",
     "bleu_chrf",
     "bleu_tokenizer",
+    "comet",
     "exact_match",
     "format_table",
     "is_empty",
