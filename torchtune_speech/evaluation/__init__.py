@@ -1,6 +1,8 @@
 """Scores of predictions: error rates, translations, answers, degenerate outputs, the report."""
 
 from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
+from torchtune_speech.evaluation._judge import Verdict, judge, parse_verdict
+from torchtune_speech.evaluation._judge_asks import ask_endpoint, ask_local
 from torchtune_speech.evaluation._neural import NeuralScores, bertscore, comet
 from torchtune_speech.evaluation._normalizers import (
     NORMALIZERS,
@@ -20,7 +22,10 @@ __all__ = [
     "Loop",
     "NeuralScores",
     "Normalizer",
+    "Verdict",
     "answer_f1",
+    "ask_endpoint",
+    "ask_local",
     "base_language",
     "bertscore",
     "bleu_chrf",
@@ -29,7 +34,9 @@ __all__ = [
     "exact_match",
     "format_table",
     "is_empty",
+    "judge",
     "normalizer",
+    "parse_verdict",
     "qa",
     "repetition_loop",
     "score",
