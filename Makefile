@@ -1,4 +1,5 @@
 # Everything runs in .venv, which `make venv` builds once; only the package index is needed.
+# COMET and BERTScore alone have an environment of their own, `make comet-env`.
 
 PYTHON ?= python3
 # torch goes in first and by itself: left to the resolver it would be the newest one, which torchtune

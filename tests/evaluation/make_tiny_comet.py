@@ -4,6 +4,7 @@ Run as a file by the Python of the COMET environment, which cannot import the pr
 """
 
 import io
+import shutil
 import sys
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def make_encoder(folder: Path) -> None:
     config = XLMRobertaConfig(
         vocab_size=make_tokenizer(folder),
         hidden_size=32,
-        num_hidden_layers=3,
+        num_hidden_layers=9,
         num_attention_heads=4,
         intermediate_size=48,
         max_position_embeddings=64,
@@ -85,14 +86,25 @@ def make_checkpoint(folder: Path, metric: type, encoder: Path, **changes: object
     (folder / "hparams.yaml").write_text(yaml.safe_dump(dict(model.hparams)))
 
 
+def publish(folder: Path, name: str, cache: Path) -> None:
+    """Puts a folder into a Hugging Face cache, as if it had been downloaded by that name."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+
+
 def main(folder: Path) -> None:
     """Writes everything."""
     torch.manual_seed(0)
     make_encoder(folder / "encoder")
     make_checkpoint(folder / "regression", RegressionMetric, folder / "encoder")
     make_checkpoint(folder / "referenceless", ReferencelessRegression, folder / "encoder")
-    layers = "".join(f"{i},0.{i}1,0.{i}2,0.{i}3\n" for i in range(4))
+    layers = "".join(f"{i},0.{i}1,0.{i}2,0.{i}3\n" for i in range(10))
     (folder / "baseline.tsv").write_text("LAYER,P,R,F\n" + layers)
+    publish(folder / "regression", "Unbabel/tiny-comet-da", folder / "hub")
+    # bert_score's own choice for German, of which it takes layer 9.
+    publish(folder / "encoder", "bert-base-multilingual-cased", folder / "hub")
 
 
 if __name__ == "__main__":

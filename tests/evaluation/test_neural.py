@@ -158,6 +158,18 @@ def test_a_model_that_needs_references_says_so(ours):
 
 
 @needs_environment
+def test_a_model_by_its_name_on_the_hub(tiny, ours, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tiny / "hub"))
+    name = "Unbabel/tiny-comet-da"
+    result = comet(SOURCES, PREDICTIONS, REFERENCES, model=name, python=str(PYTHON))
+    local = ours("regression")
+    assert result.scores == local.scores
+    assert result.signature == local.signature.replace("model:regression", f"model:{name}")
+    with pytest.raises(InputError, match="comet: LocalEntryNotFoundError: "):
+        comet(SOURCES, PREDICTIONS, REFERENCES, model="Unbabel/none-such", python=str(PYTHON))
+
+
+@needs_environment
 def test_newlines_and_odd_characters_stay_within_a_segment(tiny):
     model = str(tiny / "regression")
     odd = ["a\nb", 'quote " \\ \u2028 tab\t', ""]
@@ -175,24 +187,47 @@ print("SCORES", json.dumps([f1.tolist(), f1.mean().item()]))
 """
 
 
-@needs_environment
-@pytest.mark.parametrize("rescale", [False, True])
-def test_bertscore_is_bert_scores(tiny, rescale):
-    model, baseline = str(tiny / "encoder"), str(tiny / "baseline.tsv")
-    arguments = {"model_type": model, "num_layers": 2, "lang": "de"}
-    if rescale:
-        arguments |= {"rescale_with_baseline": True, "baseline_path": baseline}
+def direct_bert_score(**arguments):
     job = json.dumps([PREDICTIONS, REFERENCES, arguments])
-    scores, system = json.loads(run(PYTHON, "-c", BERT_SCORE, job).split("SCORES ")[1])
-    settings = {"rescale": rescale, "baseline": baseline if rescale else None}
+    return json.loads(run(PYTHON, "-c", BERT_SCORE, job).split("SCORES ")[1])
+
+
+@needs_environment
+def test_bertscore_is_what_the_mcif_scorer_calls(tiny, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tiny / "hub"))
+    scores, system = direct_bert_score(lang="de", rescale_with_baseline=True)
+    result = bertscore(PREDICTIONS, REFERENCES, "de-AT", python=str(PYTHON))
+    assert result.scores == pytest.approx(scores, abs=1e-6)
+    assert result.system == pytest.approx(system, abs=1e-6)
+    parts = result.signature.split("|")
+    assert parts[:2] == ["metric:bertscore-f1", "model:bert-base-multilingual-cased"]
+    assert {"layer:9", "lang:de", "idf:no", "rescale:yes", "bert-score:0.3.13"} <= set(parts)
+
+
+@needs_environment
+def test_bertscore_of_a_local_model(tiny):
+    model, baseline = str(tiny / "encoder"), str(tiny / "baseline.tsv")
+    scores, system = direct_bert_score(
+        model_type=model,
+        num_layers=2,
+        lang="de",
+        rescale_with_baseline=True,
+        baseline_path=baseline,
+    )
     result = bertscore(
-        PREDICTIONS, REFERENCES, "de-AT", python=str(PYTHON), model=model, num_layers=2, **settings
+        PREDICTIONS,
+        REFERENCES,
+        "de",
+        python=str(PYTHON),
+        model=model,
+        num_layers=2,
+        baseline=baseline,
     )
     assert result.scores == pytest.approx(scores, abs=1e-6)
     assert result.system == pytest.approx(system, abs=1e-6)
     parts = result.signature.split("|")
-    assert {"model:encoder", "layer:2", "lang:de", "bert-score:0.3.13"} <= set(parts)
-    assert ("rescale:no" in parts) is not rescale
+    assert {"model:encoder", "layer:2"} <= set(parts)
+    assert not {"rescale:yes", "rescale:no"} & set(parts), "the digest of the baseline"
 
 
 @needs_environment
@@ -212,7 +247,7 @@ def test_rescaling_by_hand(tiny):
     [
         ({"num_layers": 2}, "baseline: none for .* in 'de'; give one or set rescale=False"),
         ({"rescale": False}, "num_layers: bert_score knows no layer for"),
-        ({"num_layers": 9, "rescale": False}, "num_layers should be between 0 and 3"),
+        ({"num_layers": 10, "rescale": False}, "num_layers should be between 0 and 9"),
     ],
 )
 def test_bertscore_refuses_what_bert_score_passes_over(tiny, settings, complaint):

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from torchtune_speech.errors import InputError
@@ -99,7 +98,8 @@ def ask_local(
         >>> ask = ask_local("models/Llama-3.1-8B-Instruct", device="cuda")
         >>> verdicts = judge(rows, ask)
     """
-    # Here, not above: importing transformers takes seconds that other scores do not need.
+    # Here, not above: importing these takes seconds that other scores do not need.
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (Path(path) / "config.json").is_file():

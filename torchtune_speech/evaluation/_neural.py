@@ -127,8 +127,8 @@ def bertscore(
     Source: https://arxiv.org/abs/1904.09675
 
     Example:
-        >>> bertscore(["Im Garten."], ["Im Garten."], "de").scores
-        [1.0]
+        >>> round(bertscore(["Im Garten."], ["Im Garten."], "de").system, 4)
+        1.0
     """
     if baseline is not None:
         _check_file(baseline, "baseline")
