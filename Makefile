@@ -1,4 +1,5 @@
 # Everything runs in .venv, which `make venv` builds once; only the package index is needed.
+# COMET and BERTScore alone have an environment of their own, `make comet-env`.
 
 PYTHON ?= python3
 # torch goes in first and by itself: left to the resolver it would be the newest one, which torchtune
@@ -12,21 +13,35 @@ PYTEST_ARGS ?=
 AN4_DATA ?= ../shared/data/speech
 
 BIN := .venv/bin
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+  { echo "error: $(PYTHON): Python 3.11 or 3.12 is needed; try PYTHON=python3.11" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint demo an4 faults clean
+.PHONY: help venv comet-env test lint demo an4 faults clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: .venv/.installed ## build .venv with everything the demo and the tests need
 
 .venv/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
-	  { echo "error: $(PYTHON): Python 3.11 or 3.12 is needed; try make venv PYTHON=python3.11" >&2; exit 1; }
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH_SPEC)
 	$(BIN)/python -m pip install --quiet -e '.[demo,dev,peft]'
+	@touch $@
+
+# An environment of its own for COMET and BERTScore: unbabel-comet wants transformers before 5 and
+# numpy before 2, this project the later ones. setuptools: an old torchmetrics imports pkg_resources.
+# sentencepiece: 0.2.3 wants a protobuf that unbabel-comet does not allow.
+comet-env: .venv-comet/.installed ## build .venv-comet, where COMET and BERTScore run
+
+.venv-comet/.installed:
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-comet
+	.venv-comet/bin/python -m pip install --quiet $(TORCH_SPEC)
+	.venv-comet/bin/python -m pip install --quiet unbabel-comet==2.2.7 "setuptools<81" \
+	  bert-score==0.3.13 "sentencepiece<0.2.3"
 	@touch $@
 
 test: venv ## run the tests
@@ -46,6 +61,6 @@ an4: venv ## real people speaking: features, projector and scores on AN4
 faults: venv ## kill runs at a thousand random moments, let them go on, compare with whole ones
 	$(BIN)/python tests/reliability/campaign.py --kills 1000
 
-clean: ## remove .venv and caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
+clean: ## remove both environments and caches; runs/ stays
+	rm -rf .venv .venv-comet .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,11 +2,14 @@
 
 from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
 from torchtune_speech.evaluation._html import write_html
+from torchtune_speech.evaluation._judge import Verdict, judge, parse_verdict
+from torchtune_speech.evaluation._judge_asks import ask_endpoint, ask_local
 from torchtune_speech.evaluation._mcif import (
     McifReference,
     mcif_scores,
     read_mcif_reference,
 )
+from torchtune_speech.evaluation._neural import NeuralScores, bertscore, comet
 from torchtune_speech.evaluation._normalizers import (
     NORMALIZERS,
     Normalizer,
@@ -25,16 +28,24 @@ __all__ = [
     "UNANSWERABLE",
     "Loop",
     "McifReference",
+    "NeuralScores",
     "Normalizer",
+    "Verdict",
     "answer_f1",
+    "ask_endpoint",
+    "ask_local",
     "base_language",
+    "bertscore",
     "bleu_chrf",
     "bleu_tokenizer",
+    "comet",
     "exact_match",
     "format_table",
     "is_empty",
+    "judge",
     "mcif_scores",
     "normalizer",
+    "parse_verdict",
     "qa",
     "read_mcif_reference",
     "repetition_loop",
