@@ -7,6 +7,8 @@ import pytest
 import soundfile
 from tiny_world import make_llm, write_config
 
+from torchtune_speech.cli import main
+from torchtune_speech.data import read_mcif_output
 from torchtune_speech.files import read_jsonl
 
 INSTRUCTION = "Say what you hear, and nothing else."
@@ -96,3 +98,117 @@ def test_a_killed_run_goes_on_where_it_stopped(world, run_recipe, recipe_module,
         {k: v for k, v in row.items() if k not in timing} for row in read_jsonl(world / "out.jsonl")
     ]
     assert not (world / "out.partial.jsonl").exists()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_two_processes_give_the_same_text(world, run_recipe, tune_run, beams):
+    words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160", "batch_size=1"]
+    words += [f"projector_checkpoint={world / 'A'}", "max_new_tokens=12", f"num_beams={beams}"]
+    assert run_recipe("speech_generate", *words, f"output={world / 'one.jsonl'}")[0] == 0
+    two = ["--nproc_per_node", "2", "speech_generate", *words]
+    for name, more in (("shared", []), ("sharded", ["shard_llm=true"])):
+        done = tune_run(*two, f"output={world / f'{name}.jsonl'}", *more, cwd=world)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert not list(world.glob("*.partial*"))
+    one, shared, sharded = (
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(world / file)]
+        for file in ("one.jsonl", "shared.jsonl", "sharded.jsonl")
+    )
+    assert len({row["prediction"] for row in one}) > 1
+    assert one == shared == sharded
+
+
+def test_text_can_be_answered_without_lora(world, run_recipe, tmp_path):
+    """With a LoRA that changes the text; speech is answered with it all the same."""
+    rows = [{"id": f"t{i}", "task": "mt", "source_text": "Go.", "target": "x"} for i in range(2)]
+    text = "".join(json.dumps(row | {"target_lang": "de"}) + "\n" for row in rows)
+    (world / "data" / "text.jsonl").write_text(text)
+    write_config(world, "lora_finetune_text")
+    train = ["--config", world / "lora_finetune_text.yaml", f"output_dir={world / 'B'}"]
+    train += [f"dataset.manifest={world / 'data' / 'text.jsonl'}", "eval_dataset=null"]
+    train += ["dataset.tasks=[mt]", "mixture=null", "max_steps=4", "num_workers=0"]
+    train += ["learning_rate.lora.lr=0.5", "learning_rate.lora.warmup_steps=0"]
+    code, _, err = run_recipe("lora_finetune_text", *train)
+    assert code == 0, err
+    words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160"]
+    words += [f"projector_checkpoint={world / 'A'}", f"adapter_checkpoint={world / 'B'}"]
+    words += [
+        f"dataset.manifest=[{world / 'data' / 'text.jsonl'},{world / 'data' / 'manifest.jsonl'}]"
+    ]
+    runs = {"with": [], "without": ["lora_on_text=false"], "never": ["adapter_checkpoint=null"]}
+    texts = {}
+    for name, more in runs.items():
+        code, _, err = run_recipe("speech_generate", *words, f"output={world / name}.jsonl", *more)
+        assert code == 0, err
+        texts[name] = [row["prediction"] for row in read_jsonl(world / f"{name}.jsonl")]
+    assert texts["without"][:2] == texts["never"][:2] != texts["with"][:2]
+    assert texts["without"][2:] == texts["with"][2:] != texts["never"][2:]
+
+
+def test_answers_to_windows_are_joined(world, run_recipe):
+    """A long recording: windows by the command, features, one joined answer."""
+    cut, store = world / "data" / "cut.jsonl", world / "data" / "cut"
+    rng = np.random.default_rng(1)
+    soundfile.write(world / "data" / "long.wav", rng.normal(size=16000 * 5) * 0.1, 16000)
+    row = {"id": "long", "task": "asr", "audio": "long.wav", "target": "All of it."}
+    question = row | {"id": "q", "task": "sqa", "question": "Who?", "target": "Me."}
+    (world / "data" / "long.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(question))
+    main(["segment", str(world / "data" / "long.jsonl"), str(cut), "--window=2", "--at=fixed"])
+    words = [f"manifest={cut}", f"output_dir={store}", "dtype=fp32"]
+    code, _, err = run_recipe("extract_features", "--config", "nano/extract_features", *words)
+    assert code == 0, err
+    words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160"]
+    words += [f"dataset.manifest={cut}", f"dataset.features={store}", "max_new_tokens=6"]
+    words += ["dataset.require_target=false", f"output={world / 'long.jsonl'}"]
+    code, _, err = run_recipe("speech_generate", *words, f"projector_checkpoint={world / 'A'}")
+    assert code == 0, err
+    joined, answered = read_jsonl(world / "long.jsonl")
+    assert joined["id"] == "long" and joined["duration_s"] == pytest.approx(5.0)
+    parts = [part["prediction"] for part in joined["segments"]]
+    assert len(parts) == 3
+    assert joined["prediction"].split() == " ".join(parts).split()
+    assert answered["id"] == "q" and answered["duration_s"] == pytest.approx(5.0)
+    scores = [f"predictions={world / 'long.jsonl'}", f"manifest={world / 'data' / 'long.jsonl'}"]
+    code, _, err = run_recipe("speech_eval", "--config", "nano/speech_eval", *scores)
+    assert code == 0, err
+
+
+def test_one_long_file_is_heard_in_windows(world, run_recipe):
+    rng = np.random.default_rng(2)
+    soundfile.write(world / "long.wav", rng.normal(size=16000 * 9) * 0.1, 16000)
+    words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160", "dataset=null"]
+    words += [f"projector_checkpoint={world / 'A'}", f"audio={world / 'long.wav'}", "window_s=4"]
+    answers = {}
+    for kind in ("auto", "join", "whole"):
+        for instruction in ("Transcribe the English content.", "Who speaks?"):
+            more = [f"instruction={instruction}", f"long_answer={kind}"]
+            code, out, err = run_recipe("speech_generate", *words, *more)
+            assert code == 0, err
+            answers[kind, instruction[:3]] = out
+    assert answers["auto", "Tra"] == answers["join", "Tra"] != answers["whole", "Tra"]
+    assert answers["auto", "Who"] == answers["whole", "Who"] != answers["join", "Who"]
+
+
+def test_the_official_output_holds_every_sample(world, run_recipe):
+    samples = "".join(
+        f"<sample id='{i}'><audio_path>{i}.wav</audio_path>"
+        f"<instruction>{text}</instruction></sample>"
+        for i, text in enumerate(["Übersetze den englischem Inhalt nach Deutsch."] * 2)
+    )
+    source = f"<testset name='x'><task track='short' text_lang='de'>{samples}</task></testset>"
+    (world / "data" / "source.xml").write_text(source)
+    words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160"]
+    words += [f"projector_checkpoint={world / 'A'}", f"output={world / 'out.jsonl'}"]
+    words += ["dataset.require_target=false", f"mcif_output={world / 'out.xml'}"]
+    code, _, err = run_recipe(
+        "speech_generate", *words, f"dataset.manifest={world / 'data' / 'source.xml'}"
+    )
+    assert code == 0, err
+    written = read_mcif_output(world / "out.xml", "short", "de")
+    rows = read_jsonl(world / "out.jsonl")
+    assert list(written.texts) == ["0", "1"]
+    assert [text.strip() for text in written.texts.values()] == [
+        row["prediction"].strip() for row in rows
+    ]
+    code, _, err = run_recipe("speech_generate", *words)
+    assert code == 1 and "mcif_output: the samples are not those" in err

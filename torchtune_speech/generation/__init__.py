@@ -1,6 +1,6 @@
 """Batched decoding with caches, and predictions for a manifest."""
 
-from torchtune_speech.generation._audio import answer_audio
+from torchtune_speech.generation._audio import answer_audio, audio_prompt
 from torchtune_speech.generation._choose import forbid, sample
 from torchtune_speech.generation._cycles import Cycle, CycleDetector, LoopDetector
 from torchtune_speech.generation._generate import generate
@@ -25,6 +25,7 @@ __all__ = [
     "PartialPredictions",
     "Prompt",
     "answer_audio",
+    "audio_prompt",
     "forbid",
     "generate",
     "join_segment_rows",

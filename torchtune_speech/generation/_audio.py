@@ -69,7 +69,9 @@ def answer_audio(
         for one in encoder(pieces[start : start + batch_size])
     ]
     heard = [[one] for one in frames] if join else [frames]
-    prompts = [_prompt(model, chat, templates, instruction, one) for one in heard]
+    prompts = [
+        audio_prompt(one, instruction, model=model, chat=chat, templates=templates) for one in heard
+    ]
     answers = [
         answer
         for start in range(0, len(prompts), batch_size)
@@ -87,13 +89,26 @@ def answer_audio(
     return join_texts([chat.decode(answer.tokens) for answer in answers], overlap_s)
 
 
-def _prompt(
+def audio_prompt(
+    frames: Sequence[Tensor],
+    instruction: str,
+    *,
     model: SpeechLLM,
     chat: Llama3ChatFormat,
     templates: PromptTemplates,
-    instruction: str,
-    frames: Sequence[Tensor],
 ) -> Prompt:
+    """The prompt of an instruction about encoder frames.
+
+    Args:
+        frames: of each piece of audio, ``[t, d]``; the LLM hears them one after the other.
+        instruction: what to do, in words.
+        model: the model, whose projector says how many vectors the frames become.
+        chat: the LLM's chat format.
+        templates: their wrapping goes around speech and instruction.
+
+    Returns:
+        The prompt.
+    """
     sample = Sample(
         id="audio",
         task="instruct",
