@@ -11,16 +11,18 @@ TORCH_SPEC ?= torch==2.13.0
 PYTEST_ARGS ?=
 # Folder with AN4's manifest.jsonl and recordings.
 AN4_DATA ?= ../shared/data/speech
+# Folder with output files (.xml) of the Instruction-following task.
+MCIF_OUTPUTS ?= ../shared/data/mcif_outputs
 
 BIN := .venv/bin
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
   { echo "error: $(PYTHON): Python 3.11 or 3.12 is needed; try PYTHON=python3.11" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv comet-env test lint demo an4 faults clean
+.PHONY: help venv comet-env test lint demo an4 faults bench-decode loops clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: .venv/.installed ## build .venv with everything the demo and the tests need
 
@@ -60,6 +62,13 @@ an4: venv ## real people speaking: features, projector and scores on AN4
 
 faults: venv ## kill runs at a thousand random moments, let them go on, compare with whole ones
 	$(BIN)/python tests/reliability/campaign.py --kills 1000
+
+bench-decode: venv ## decoding speed beside Hugging Face's generate, into benchmarks/results
+	$(BIN)/python benchmarks/decode.py
+
+loops: venv ## repetition loops found and cured: real outputs, then the models of make demo
+	$(BIN)/python studies/loops.py texts $(MCIF_OUTPUTS)
+	$(BIN)/python studies/loops.py policies --run runs/nano --human $(AN4_DATA)/manifest.jsonl
 
 clean: ## remove both environments and caches; runs/ stays
 	rm -rf .venv .venv-comet .pytest_cache .ruff_cache .hypothesis build dist
