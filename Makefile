@@ -1,5 +1,6 @@
 # Everything runs in .venv, which `make venv` builds once; only the package index is needed.
-# COMET and BERTScore alone have an environment of their own, `make comet-env`.
+# COMET and BERTScore alone have an environment of their own, `make comet-env`, and so have the
+# libraries of the official scorer, `make official-env`.
 
 PYTHON ?= python3
 # torch goes in first and by itself: left to the resolver it would be the newest one, which torchtune
@@ -11,7 +12,7 @@ TORCH_SPEC ?= torch==2.13.0
 PYTEST_ARGS ?=
 # Folder with AN4's manifest.jsonl and recordings.
 AN4_DATA ?= ../shared/data/speech
-# Folder with output files (.xml) of the Instruction-following task.
+# Folder with real files of answers of the Instruction-following task; may be absent.
 MCIF_OUTPUTS ?= ../shared/data/mcif_outputs
 
 BIN := .venv/bin
@@ -19,10 +20,10 @@ CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_inf
   { echo "error: $(PYTHON): Python 3.11 or 3.12 is needed; try PYTHON=python3.11" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv comet-env test lint demo an4 faults bench-decode loops clean
+.PHONY: help venv comet-env official-env test lint demo an4 faults bench-decode loops official-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: .venv/.installed ## build .venv with everything the demo and the tests need
 
@@ -44,6 +45,18 @@ comet-env: .venv-comet/.installed ## build .venv-comet, where COMET and BERTScor
 	.venv-comet/bin/python -m pip install --quiet $(TORCH_SPEC)
 	.venv-comet/bin/python -m pip install --quiet unbabel-comet==2.2.7 "setuptools<81" \
 	  bert-score==0.3.13 "sentencepiece<0.2.3"
+	@touch $@
+
+# What WER needs, in the versions that the official scorer pins. Its normaliser fetches OpenAI's list
+# of spellings from the network each time; here the list comes from openai-whisper, of which
+# nothing else is used.
+official-env: .venv-official/.installed ## build .venv-official, the libraries of the official scorer
+
+.venv-official/.installed:
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-official
+	.venv-official/bin/python -m pip install --quiet jiwer==3.0.5 whisper_normalizer==0.0.10
+	.venv-official/bin/python -m pip install --quiet --no-deps openai-whisper==20250625
 	@touch $@
 
 test: venv ## run the tests
@@ -70,6 +83,9 @@ loops: venv ## repetition loops found and cured: real outputs, then the models o
 	$(BIN)/python studies/loops.py texts $(MCIF_OUTPUTS)
 	$(BIN)/python studies/loops.py policies --run runs/nano --human $(AN4_DATA)/manifest.jsonl
 
-clean: ## remove both environments and caches; runs/ stays
-	rm -rf .venv .venv-comet .pytest_cache .ruff_cache .hypothesis build dist
+official-check: venv official-env ## compare error rates with those of the official scorer
+	$(BIN)/python tests/evaluation/official/compare.py --outputs $(MCIF_OUTPUTS)
+
+clean: ## remove all environments and caches; runs/ stays
+	rm -rf .venv .venv-comet .venv-official .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -64,7 +64,7 @@ def wer_signature(normalizer: str) -> str:
     """How an error rate was computed, in the manner of sacrebleu's signatures."""
     tools = f"jiwer:{version('jiwer')}"
     if normalizer == "whisper":
-        tools += f"|whisper_normalizer:{version('whisper_normalizer')}"
+        tools += f"|whisper_normalizer:{version('whisper_normalizer')}|rules:0.0.10"
     return f"level:corpus|norm:{normalizer}|zh:char|{tools}"
 
 
