@@ -1,5 +1,7 @@
-"""Scores of predictions: error rates, translations, answers, degenerate outputs, MCIF."""
+"""Scores of predictions: error rates, translations, answers, loops, MCIF; trust in metrics."""
 
+from torchtune_speech.evaluation._agreement import agreement
+from torchtune_speech.evaluation._agreement_table import agreement_table, format_agreement
 from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
 from torchtune_speech.evaluation._html import write_html
 from torchtune_speech.evaluation._mcif import (
@@ -26,11 +28,14 @@ __all__ = [
     "Loop",
     "McifReference",
     "Normalizer",
+    "agreement",
+    "agreement_table",
     "answer_f1",
     "base_language",
     "bleu_chrf",
     "bleu_tokenizer",
     "exact_match",
+    "format_agreement",
     "format_table",
     "is_empty",
     "mcif_scores",
