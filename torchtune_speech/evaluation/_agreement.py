@@ -40,8 +40,9 @@ def agreement(
     - ``accuracy``: share of the rows that a threshold on the metric sorts as the label does. On
       the rows that it was chosen on it would flatter the metric, so it is cross-fitted: rows are
       cut into two random halves, the threshold (and whether high or low scores are right) is
-      chosen on each half and scored on the other. ``right_if`` names the best threshold on all
-      rows, for use on new ones: ">= 0.4", "< 0.4", "always" or "never". Compare with ``commonest``, which needs no metric.
+      chosen on each half and scored on the other. Compare with ``commonest``, which needs no
+      metric. ``right_if`` names the best threshold on all rows, for use on new ones: ">= 0.4",
+      "< 0.4", "always" or "never".
 
     Intervals are percentiles over resamples of the rows. A resample keeps every row in its half,
     so no row is ever judged by a threshold that its own copy helped to choose. Resamples in which
