@@ -54,6 +54,8 @@ def test_roc_area_and_threshold_by_hand():
     [
         ([0.1, 0.2, 0.3, 0.9], [0, 0, 1, 1], ">= 0.25"),
         ([0.1, 0.2, 0.3, 0.9], [1, 1, 0, 0], "< 0.25"),  # an error rate
+        # 0.2, 0.4 and 0.7 sort four of six: the middle one is furthest from doing worse.
+        ([0.1, 0.3, 0.3, 0.5, 0.5, 0.9], [0, 0, 1, 0, 1, 1], ">= 0.4"),
         ([0.84312, 0.84318], [0, 1], ">= 0.84315"),  # as many digits as it takes
         ([0.1, 0.2, 0.3, 0.4, 0.5], [1, 1, 0, 1, 1], "always"),
         ([0.1, 0.2, 0.3, 0.4, 0.5], [0, 0, 1, 0, 0], "never"),

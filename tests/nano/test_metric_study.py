@@ -31,11 +31,61 @@ def test_scores_by_hand(rows):
     assert exact["scores"] == dict.fromkeys(metric_study.METRICS, 1.0)
     assert metric_study.length_ratio("four", "eighteen") == 0.5
     assert metric_study.length_ratio("eighteen", "four") == 0.5
+    assert metric_study.length_ratio("", "") == 1.0
+    assert metric_study.sentence_chrf("Seven.", "Seven.") == 1.0
+    assert metric_study.sentence_chrf("Seven.", "xyz") == 0.0
+
+
+def line(text, start):
+    return next(line for line in text.splitlines() if line.strip().startswith(start)).split()
+
+
+def test_table_of_kinds_by_hand():
+    rows = [
+        {"kind": kind, "way": "order", "right": right, "scores": {"m": score}}
+        for kind, right in ANSWER_KINDS.items()
+        for score in ((0.5, 1.0) if right else (0.0, 0.75))
+    ]
+    text = metric_study.format_kinds(rows, {"m": ">= 0.6"})
+    assert line(text, "paraphrase") == ["paraphrase", "right", "0.75", "50%"]
+    assert line(text, "by order") == ["by", "order", "right", "0.75", "50%"]
+    assert line(text, "negation") == ["negation", "wrong", "0.38", "50%"]
+    below = metric_study.format_kinds(rows, {"m": "< 0.6"})
+    assert line(below, "exact")[-1] == "50%" and line(below, "negation")[-1] == "50%"
+    assert line(metric_study.format_kinds(rows, {"m": "< 0.1"}), "exact")[-1] == "0%"
+    assert line(metric_study.format_kinds(rows, {"m": "never"}), "refusal")[-1] == "100%"
+    assert line(metric_study.format_kinds(rows, {"m": "always"}), "refusal")[-1] == "0%"
+
+
+def test_pairs_by_hand():
+    scores = {"paraphrase": 0.5, "negation": 0.9, "refusal": 0.1, "truncated": 0.5}
+    rows = [
+        {"question_id": "q", "target_lang": lang, "kind": kind, "scores": {"m": score}}
+        for lang in ("en", "de")
+        for kind in ANSWER_KINDS
+        for score in [scores.get(kind, 0.2 if lang == "en" else 0.8)]
+    ]
+    text = metric_study.format_pairs(rows)
+    found = {kind: line(text, kind)[-1] for kind, right in ANSWER_KINDS.items() if not right}
+    assert found == {
+        "negation": "0.00",
+        "refusal": "1.00",
+        "truncated": "0.50",
+        "wrong_entity": "0.50",
+        "wrong_language": "0.50",
+    }
+
+
+def test_command_with_a_metric_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
+        "def judged(rows):\n    return [None if row['kind'] == 'refusal' else row['right']"
+        " for row in rows]\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     words = ["--out", str(tmp_path / "out"), "--num-questions", "5"]
     assert metric_study.main([*words, "--metric", "judge=mine:judged"]) == 0
     out = capsys.readouterr().out
-    assert line(out, "negation")[2:] != [] and "target_lang: zh" in out
+    assert "paraphrase against" in out and "target_lang: zh" in out
     written = read_jsonl(tmp_path / "out" / "answers.jsonl")
     assert len(written) == 160
     assert set(written[0]["scores"]) == {*metric_study.METRICS, "judge"}
