@@ -51,15 +51,17 @@ and ask
   torchtune-speech agreement scored.jsonl --label human --metrics f1,match --group question
 
   Kendall tau-b  1: the metric ranks answers as the label does; 0: it knows nothing of it; below 0:
-                 high scores go with wrong answers. Ties are allowed for. Look here first.
+                 high scores go with wrong answers. The one to read where labels are grades. With
+                 labels of right and wrong, fine scores reach 0.7 at most, coarse ones 1.
   Pearson r      the same for a straight line instead of ranks
-  ROC area       how often a right answer scores higher than a wrong one; 0.5: by chance
+  ROC area       how often a right answer scores higher than a wrong one; 0.5: by chance. The one
+                 to read where labels are right and wrong.
   accuracy       answers sorted right by a threshold that was chosen on another half of the rows;
                  compare it with always taking the commoner label, which is in the title
   right if       the best threshold on all rows, to use on new answers
   left out       rows without a value (null) of metric or label
 
-Two metrics whose intervals overlap widely have not been told apart: judge more answers."""
+Where the intervals of two metrics overlap widely, judge more answers before you choose."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ def test_every_question_in_every_language_has_an_answer_of_every_kind(rows):
     kinds = [row["question_kind"] for row in rows[:: 4 * len(ANSWER_KINDS)]]
     assert kinds == ["who", "where", "when", "what", "how many"] * 2
     assert all(row["right"] is ANSWER_KINDS[row["kind"]] for row in rows)
+    assert {row["target_lang"] for row in metric_study.study_rows(2, langs=["it"])} == {"it"}
     assert list(metric_study.study_rows(2, seed=1)) == [
         {key: row[key] for key in row if key != "scores"} for row in rows[:64]
     ]
@@ -41,14 +42,17 @@ def line(text, start):
 
 
 def test_table_of_kinds_by_hand():
+    scores = {True: (0.5, 1.0), False: (0.0, 0.75)}
     rows = [
-        {"kind": kind, "way": "order", "right": right, "scores": {"m": score}}
+        {"kind": kind, "way": way, "right": right, "scores": {"m": score}}
         for kind, right in ANSWER_KINDS.items()
-        for score in ((0.5, 1.0) if right else (0.0, 0.75))
+        for way, score in zip("ba" if kind == "paraphrase" else "cc", scores[right], strict=True)
     ]
     text = metric_study.format_kinds(rows, {"m": ">= 0.6"})
     assert line(text, "paraphrase") == ["paraphrase", "right", "0.75", "50%"]
-    assert line(text, "by order") == ["by", "order", "right", "0.75", "50%"]
+    assert line(text, "a ") == ["a", "right", "1.00", "100%"]
+    assert line(text, "b ") == ["b", "right", "0.50", "0%"]
+    assert "\n  c" not in text  # the only way of its kind
     assert line(text, "negation") == ["negation", "wrong", "0.38", "50%"]
     below = metric_study.format_kinds(rows, {"m": "< 0.6"})
     assert line(below, "exact")[-1] == "50%" and line(below, "negation")[-1] == "50%"
@@ -102,6 +106,9 @@ def test_wrong_metrics_are_refused(tmp_path, capsys):
             metric_study.main(["--out", str(tmp_path / "out"), "--metric", option])
         error = capsys.readouterr().err
         assert error.startswith("error: --metric") and error.count("\n") == 1
+    with pytest.raises(SystemExit):
+        metric_study.main(["--out", str(tmp_path / "out"), "--langs", "en,fr"])
+    assert capsys.readouterr().err == "error: --langs: 'fr'; choose from en, de, it, zh\n"
     with pytest.raises(InputError, match="metric m: 1 scores of 2 rows"):
         metric_study.add_scores([{}, {}], {"m": lambda rows: [1.0]})
     assert not (tmp_path / "out").exists()

@@ -90,12 +90,15 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-def study_rows(num_questions: int, seed: int = 0) -> Iterator[Row]:
+def study_rows(
+    num_questions: int, seed: int = 0, langs: Sequence[str] = LANGUAGES
+) -> Iterator[Row]:
     """Draws questions and makes an answer of every kind to each, in every language.
 
     Args:
         num_questions: how many; the kinds of question take turns.
         seed: seed of all chance.
+        langs: languages of questions and answers.
 
     Yields:
         Rows with ``id``, ``question_id`` (shared by languages and kinds of answer),
@@ -107,7 +110,7 @@ def study_rows(num_questions: int, seed: int = 0) -> Iterator[Row]:
     for index in range(num_questions):
         question_kind = QUESTION_KINDS[index % len(QUESTION_KINDS)]
         sentence = next(s for s in sentences if question_kind in answerable_kinds(s))
-        for lang in LANGUAGES:
+        for lang in langs:
             question = ask(sentence, question_kind, lang)
             for kind in ANSWER_KINDS:
                 answer = make_answer(sentence, question_kind, lang, kind, rng)
@@ -155,21 +158,21 @@ def format_kinds(rows: Sequence[Row], right_if: Mapping[str, str]) -> str:
         right_if: metric to its best threshold, as `agreement` names it.
 
     Returns:
-        Aligned lines: for each kind, and each way of paraphrasing, mean score and share judged
-        rightly by each metric at its threshold.
+        Aligned lines: for each kind, and each way in which its answers were made, mean score and
+        share judged rightly by each metric at its threshold.
     """
-    parts: dict[str, list[Row]] = {}
+    parts: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
-        parts.setdefault(row["kind"], []).append(row)
-    ways: dict[str, list[Row]] = {}
-    for row in parts["paraphrase"]:
-        ways.setdefault(f"  by {row['way']}", []).append(row)
+        parts.setdefault(row["kind"], {}).setdefault(row["way"], []).append(row)
     table = [
         ["kind", "is", *right_if],
         ["", "", *(f"right if {text}" for text in right_if.values())],
     ]
     for kind, right in ANSWER_KINDS.items():
-        found = {kind: parts[kind]} | (dict(sorted(ways.items())) if kind == "paraphrase" else {})
+        ways = dict(sorted(parts[kind].items()))
+        found = {kind: [row for way in ways.values() for row in way]}
+        if len(ways) > 1:
+            found |= {f"  {way}": part for way, part in ways.items()}
         for name, part in found.items():
             cells = [_cell(part, metric, text) for metric, text in right_if.items()]
             table.append([name, "right" if right else "wrong", *cells])
@@ -257,6 +260,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-questions", type=int, default=400, metavar="N", help="questions (%(default)s)"
     )
+    parser.add_argument(
+        "--langs", default=",".join(LANGUAGES), metavar="LANG,...", help="languages (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all chance (%(default)s)")
     parser.add_argument(
         "--metric",
@@ -281,8 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with one_line_errors():
         if options.num_questions < 2:
             raise InputError(f"--num-questions: {options.num_questions}; give 2 or more")
+        langs = options.langs.split(",")
+        if unknown := [lang for lang in langs if lang not in LANGUAGES]:
+            raise InputError(f"--langs: {unknown[0]!r}; choose from {', '.join(LANGUAGES)}")
         metrics = dict(METRICS) | dict(map(_imported, options.metric))
-        rows = list(study_rows(options.num_questions, options.seed))
+        rows = list(study_rows(options.num_questions, options.seed, langs))
         add_scores(rows, metrics)
         write_jsonl(options.out / "answers.jsonl", rows)
         report = agreement_table(
