@@ -204,12 +204,28 @@ def test_grades_need_to_be_told_where_right_begins():
     scores, grades = [0.1, 0.4, 0.6, 0.9], [1, 2, 4, 5]
     found = agreement(scores, grades)
     assert value(found, "kendall") == 1.0
-    assert "more than two values" in found["auc"]["reason"]
+    assert "not just 0 and 1" in found["auc"]["reason"]
     found = agreement(scores, grades, right_from=3)
     assert (value(found, "auc"), found["right_if"]) == (1.0, ">= 0.5")
     assert value(found, "kendall") == 1.0  # of the grades, not of right and wrong
+    # Two grades are not right and wrong either.
+    assert value(agreement(scores, [3, 3, 4, 4]), "auc") is None
     found = agreement(scores, grades, right_from=9)
     assert found["accuracy"]["reason"] == "all labels are on one side"
+
+
+def test_an_interval_that_no_resample_has():
+    found = agreement([0.1, 0.9], [0, 1], groups=["a", "a"], num_resamples=0)
+    assert found["kendall"] == {"value": 1.0, "low": None, "high": None}
+
+
+def test_rows_without_a_group_are_groups_of_their_own():
+    scores, labels = correlated(40)
+    rows = [{"m": s, "ok": y, "q": "x"} for s, y in zip(scores, labels, strict=True)]
+    for row in rows[1:]:
+        row["q"] = None
+    del rows[-1]["q"]
+    assert agreement_table(rows, "ok", group="q")["all"] == agreement_table(rows, "ok")["all"]
 
 
 ROWS = [

@@ -52,21 +52,20 @@ def agreement(
 
     Args:
         scores: values of the metric, one a row; None (or not finite) where it has none.
-        labels: what is right, in the same order; accuracy and ROC need two different labels, the
-            higher one being right.
+        labels: what is right, in the same order: 1 or True and 0 or False, or grades.
         groups: rows of one group (answers to one question) are drawn together and stay in one
             half; None draws rows one by one, too narrow an interval where rows depend on each
             other.
-        right_from: labels from here on are right, those below wrong, for accuracy and ROC; tau
-            and r keep the labels as they are.
+        right_from: grades from here on are right, those below wrong, for accuracy and ROC, which
+            grades do not have otherwise; tau and r keep the labels as they are.
         num_resamples: bootstrap resamples.
         seed: seed of halves and resamples.
 
     Returns:
         ``kendall``, ``pearson``, ``auc`` and ``accuracy``, each ``{"value", "low", "high"}`` with
-        the 95 % interval, or ``{"value": None, "reason"}``; ``right_if`` and ``commonest`` (share
-        of the commoner label; None without two labels), ``n`` and ``left_out``, the rows used and
-        those without score or label.
+        the 95 % interval (None if no resample has the figure), or ``{"value": None, "reason"}``;
+        ``right_if`` and ``commonest`` (share of the commoner label), None without right and wrong;
+        ``n`` and ``left_out``, the rows used and those without score or label.
 
     Raises:
         ValueError: if the numbers of scores, labels and groups differ.
@@ -82,10 +81,11 @@ def agreement(
     x, y, unit = _usable(scores, labels, groups)
     report: dict[str, Any] = {"n": len(x), "left_out": len(scores) - len(x)}
     reason = _no_spread(x, "score") or _no_spread(y, "label")
-    right = y >= right_from if right_from is not None else y == y.max(initial=-np.inf)
-    two = right_from is not None or len(np.unique(y)) <= 2
-    reason2 = reason if two else "labels have more than two values; say from where they are right"
-    if reason is None and two and len(np.unique(right)) < 2:
+    right = y >= (1 if right_from is None else right_from)
+    reason2 = reason
+    if reason is None and right_from is None and not np.isin(y, (0, 1)).all():
+        reason2 = "labels are not just 0 and 1; say from where on they are right"
+    elif reason is None and len(np.unique(right)) < 2:
         reason2 = "all labels are on one side"
 
     # Ascending scores, and labels within a score: ties then are runs and never inversions.
@@ -137,7 +137,7 @@ def _no_spread(values: Floats, name: str) -> str | None:
 
 def _with_interval(
     figure: Callable[[Floats], Floats], unit: Integers, num_resamples: int, seed: int
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     value = float(figure(np.ones((1, len(unit))))[0])
     rng = np.random.default_rng((seed, 1))
     drawn: list[Floats] = []
@@ -147,7 +147,9 @@ def _with_interval(
     tail = (1 - CONFIDENCE) / 2
     figures = np.concatenate(drawn) if drawn else np.array([np.nan])
     figures = figures[~np.isnan(figures)]
-    low, high = np.quantile(figures, [tail, 1 - tail]) if len(figures) else (np.nan, np.nan)
+    if len(figures) == 0:
+        return {"value": value, "low": None, "high": None}
+    low, high = np.quantile(figures, [tail, 1 - tail])
     return {"value": value, "low": float(low), "high": float(high)}
 
 

@@ -37,7 +37,7 @@ def agreement_table(
         by: column whose values part the rows, each part with a table of its own.
         group: column that rows which belong together share; see
             :func:`~torchtune_speech.evaluation.agreement`.
-        right_from: labels from here on are right, where there are more than two.
+        right_from: labels from here on are right, where they are grades.
         num_resamples: bootstrap resamples.
         seed: seed of halves and resamples.
         where: name of the file, for errors.
@@ -63,7 +63,7 @@ def agreement_table(
     values = {name: _column(rows, name, where) for name in (label, *metrics)}
     for name in filter(None, (by, group)):
         _check_present(rows, name, where)
-    groups = [str(row.get(group)) for row in rows] if group else None
+    groups = [_group(row, group, index) for index, row in enumerate(rows)] if group else None
 
     def report(indices: Sequence[int]) -> dict[str, Any]:
         return {
@@ -140,6 +140,8 @@ def _block(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> str:
 def _figure(found: Mapping[str, Any]) -> str:
     if found["value"] is None:
         return "-"
+    if found["low"] is None:
+        return f"{found['value']:.3f} [-]"
     return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
@@ -148,6 +150,11 @@ def _lookup(row: Mapping[str, Any], name: str) -> Any:
     if isinstance(scores, Mapping) and name in scores:
         return scores[name]
     return row.get(name)
+
+
+def _group(row: Mapping[str, Any], name: str, index: int) -> str | int:
+    value = _lookup(row, name)
+    return index if value is None else str(value)  # a row without a group is one of its own
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, None]:
