@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from torchtune_speech.cli import main
-from torchtune_speech.files import read_jsonl
+from torchtune_speech.files import read_json, read_jsonl, write_jsonl
 
 
 @pytest.fixture
@@ -111,3 +111,29 @@ def test_usage_errors_and_help(command):
     code, out, _ = command("--help")
     assert code == 0 and "examples:" in out
     assert command("--version")[1].startswith("torchtune-speech 0.")
+
+
+def test_agreement_prints_a_table_and_writes_figures(command):
+    lines = [
+        {"q": i // 2, "kind": "who", "scores": {"f1": i / 20, "match": 0}, "human": i >= 10}
+        for i in range(20)
+    ]
+    write_jsonl("scored.jsonl", lines)
+    code, out, err = command(
+        "agreement scored.jsonl --label human --metrics f1,match --by kind --group q "
+        "--json out.json"
+    )
+    assert (code, err) == (0, "")
+    title, header, f1, match, reason, _, part, *_ = out.splitlines()
+    assert title == "all rows, against human (always the commoner label: accuracy 0.500)"
+    assert header.split()[:3] == ["metric", "Kendall", "tau-b"]
+    # 100 of 190 pairs are not tied in the label, and all of them agree.
+    assert f1.split()[:2] == ["f1", "0.725"] and f1.split()[-4:] == [">=", "0.47", "20", "0"]
+    assert match.split() == ["match", "-", "-", "-", "-", "-", "20", "0"]
+    assert reason.startswith("- match: every score is 0") and part.startswith("kind: who")
+    assert read_json("out.json")["all"]["f1"]["auc"]["value"] == 1.0
+    code, out, err = command("agreement scored.jsonl --label humans")
+    assert (code, out) == (1, "")
+    assert err == ("error: scored.jsonl: no column 'humans' in any row; did you mean 'human'?\n")
+    assert command("agreement scored.jsonl --label human --resamples 0")[0] == 1
+    assert "Kendall tau-b" in command("agreement --help")[1]

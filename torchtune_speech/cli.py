@@ -18,7 +18,7 @@ from torchtune_speech.config import (
     recipe_path,
 )
 from torchtune_speech.errors import InputError, did_you_mean
-from torchtune_speech.files import atomic_write
+from torchtune_speech.files import atomic_write, read_jsonl, write_json
 
 # What the subcommands call from other parts of the package is imported inside them, so that
 # `torchtune-speech ls` answers before torch would have been loaded.
@@ -36,9 +36,33 @@ examples:
   torchtune-speech verify features/                      is a feature store whole?
   torchtune-speech export --llm LLM --adapter runs/nano/C --out merged
                                                          an LLM with its LoRA merged in
+  torchtune-speech agreement scored.jsonl --label human  which metric agrees with people?
 
 TORCHTUNE_SPEECH_TRACEBACK=1 shows where an error came from.
 """
+
+_AGREEMENT = """\
+Says of each metric in a file how far it agrees with labels, with 95 % bootstrap intervals.
+
+Have people judge a hundred answers, put the verdict beside the metrics, a line an answer:
+  {"kind": "where", "question": "q1", "f1": 0.67, "match": 0, "human": 1}
+  {"kind": "when", "question": "q2", "f1": 0.80, "match": 0, "human": 0}
+  {"kind": "when", "question": "q3", "scores": {"f1": 1.0, "match": 1}, "human": true}
+and ask
+  torchtune-speech agreement scored.jsonl --label human --metrics f1,match --group question
+
+  Kendall tau-b  1: the metric ranks answers as the label does; 0: it knows nothing of it; below 0:
+                 high scores go with wrong answers. The one to read where labels are grades. With
+                 labels of right and wrong, fine scores reach 0.7 at most, coarse ones 1.
+  Pearson r      the same for a straight line instead of ranks
+  ROC area       how often a right answer scores higher than a wrong one; 0.5: by chance. The one
+                 to read where labels are right and wrong.
+  accuracy       answers sorted right by a threshold that was chosen on another half of the rows;
+                 compare it with always taking the commoner label, which is in the title
+  right if       the best threshold on all rows, to use on new answers
+  left out       rows without a value (null) of metric or label
+
+Where the intervals of two metrics overlap widely, judge more answers before you choose."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,7 +190,43 @@ example: a test set of long talks
     )
     command.add_argument("--out", type=Path, required=True, help="the folder to write")
     command.set_defaults(run=_export)
+    _add_agreement(commands)
     return parser
+
+
+def _add_agreement(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "agreement",
+        help="how far metrics agree with labels, such as people's judgements",
+        description=_AGREEMENT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("file", type=Path, metavar="FILE.jsonl", help="an answer a line")
+    command.add_argument("--label", required=True, metavar="COLUMN", help="what is right")
+    command.add_argument(
+        "--metrics",
+        metavar="COLUMN,...",
+        help='metrics to look at (default: those in "scores", else all columns of numbers)',
+    )
+    command.add_argument("--by", metavar="COLUMN", help="a table for each value of this, too")
+    command.add_argument(
+        "--group",
+        metavar="COLUMN",
+        help="rows that share this (answers to one question) are drawn together; without it, "
+        "intervals take all rows for independent",
+    )
+    command.add_argument(
+        "--right-from",
+        type=float,
+        metavar="LABEL",
+        help="where labels are grades: those from here on are right, for accuracy and ROC",
+    )
+    command.add_argument(
+        "--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (%(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of all chance (%(default)s)")
+    command.add_argument("--json", type=Path, metavar="OUT", help="write the figures there, too")
+    command.set_defaults(run=_agreement)
 
 
 def _packaged(name: str) -> Path:
@@ -279,3 +339,25 @@ def _export(options: argparse.Namespace) -> None:
     training.check_checkpoint_fits(adapter, found, store=False)
     export_merged(options.llm, adapter, options.out)
     print(f"wrote {options.llm} with the LoRA of {adapter} to {options.out}")
+
+
+def _agreement(options: argparse.Namespace) -> None:
+    from torchtune_speech.evaluation import agreement_table, format_agreement
+
+    if options.resamples < 1:
+        raise InputError(f"--resamples: {options.resamples}; it has to be at least 1")
+    metrics = options.metrics and [name.strip() for name in options.metrics.split(",")]
+    report = agreement_table(
+        read_jsonl(options.file),
+        options.label,
+        metrics=metrics,
+        by=options.by,
+        group=options.group,
+        right_from=options.right_from,
+        num_resamples=options.resamples,
+        seed=options.seed,
+        where=str(options.file),
+    )
+    print(format_agreement(report))
+    if options.json:
+        write_json(options.json, report)

@@ -1,5 +1,7 @@
-"""Scores of predictions: error rates, translations, answers, degenerate outputs, MCIF."""
+"""Scores of predictions: error rates, translations, answers, loops, MCIF; trust in metrics."""
 
+from torchtune_speech.evaluation._agreement import agreement
+from torchtune_speech.evaluation._agreement_table import agreement_table, format_agreement
 from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
 from torchtune_speech.evaluation._html import write_html
 from torchtune_speech.evaluation._judge import Verdict, judge, parse_verdict
@@ -31,6 +33,8 @@ __all__ = [
     "NeuralScores",
     "Normalizer",
     "Verdict",
+    "agreement",
+    "agreement_table",
     "answer_f1",
     "ask_endpoint",
     "ask_local",
@@ -40,6 +44,7 @@ __all__ = [
     "bleu_tokenizer",
     "comet",
     "exact_match",
+    "format_agreement",
     "format_table",
     "is_empty",
     "judge",

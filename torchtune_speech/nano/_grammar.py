@@ -85,10 +85,10 @@ class Sentence:
         first, last = (time, "") if self.time_first else ("", time)
         if lang == "de":  # the verb is second, so the subject makes room for a time in front
             start = (first, verb, subject) if first else (subject, verb)
-            return _finish(lang, *start, last, place, thing)
+            return finish(lang, *start, last, place, thing)
         if lang == "zh":
-            return _finish(lang, first, subject, last, place, verb, thing)
-        return _finish(lang, first, subject, verb, thing, place, last)
+            return finish(lang, first, subject, last, place, verb, thing)
+        return finish(lang, first, subject, verb, thing, place, last)
 
     def object_phrase(self, lang: str) -> str:
         """Returns number, adjective and noun of the object, or "" when there is none.
@@ -216,9 +216,7 @@ def draw_question(
     kinds = answerable_kinds(sentence)
     if answerable:
         kind = rng.choice(kinds)
-        return Question(
-            kind, True, _question_text(sentence, kind, lang), _answer_text(sentence, kind, lang)
-        )
+        return ask(sentence, kind, lang)
     # "What does the doctor wait?" is no question, so only places and times can be left out.
     left_out = [kind for kind in ("where", "when") if kind not in kinds]
     if left_out and rng.random() < _LEFT_OUT_SHARE:
@@ -227,6 +225,21 @@ def draw_question(
         asked = unrelated_sentence(sentence, rng)
         kind = rng.choice(answerable_kinds(asked))
     return Question(kind, False, _question_text(asked, kind, lang), UNANSWERABLE[lang])
+
+
+def ask(sentence: Sentence, kind: str, lang: str) -> Question:
+    """Returns the question of a kind that the sentence answers.
+
+    Args:
+        sentence: The sentence that is asked about; it has the constituent.
+        kind: One of `QUESTION_KINDS`.
+        lang: Language of question and answer.
+
+    Returns:
+        The question and its answer.
+    """
+    text = _question_text(sentence, kind, lang)
+    return Question(kind, True, text, finish(lang, answer_phrase(sentence, kind, lang)))
 
 
 def answerable_kinds(sentence: Sentence) -> list[str]:
@@ -269,10 +282,6 @@ def answer_phrase(sentence: Sentence, kind: str, lang: str) -> str:
         return sentence.object_phrase(lang)
     number = getattr(sentence.number, lang)
     return number + sentence.thing.classifier if lang == "zh" else number
-
-
-def _answer_text(sentence: Sentence, kind: str, lang: str) -> str:
-    return _finish(lang, answer_phrase(sentence, kind, lang))
 
 
 def unrelated_sentence(sentence: Sentence, rng: random.Random) -> Sentence:
@@ -350,7 +359,16 @@ def capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _finish(lang: str, *parts: str) -> str:
+def finish(lang: str, *parts: str) -> str:
+    """Returns parts of a sentence joined, with capital and full stop.
+
+    Args:
+        lang: One of "en", "de", "it", "zh".
+        *parts: Words in order; empty ones are left out.
+
+    Returns:
+        The text.
+    """
     if lang == "zh":
         return "".join(parts) + "。"
     return capitalize(" ".join(part for part in parts if part)) + "."
@@ -373,10 +391,12 @@ __all__ = [
     "Sentence",
     "answer_phrase",
     "answerable_kinds",
+    "ask",
     "capitalize",
     "draw_question",
     "draw_sentence",
     "draw_sentences",
+    "finish",
     "spoken_words",
     "subject_phrase",
     "unrelated_sentence",
