@@ -88,12 +88,10 @@ def intervals(
 
     Example:
         >>> intervals({"accuracy": mean([1, 0] * 200)})
-        {'accuracy': [0.4525, 0.5475]}
+        {'accuracy': [0.4475, 0.547562]}
     """
     draws = zip(statistics, _resampled(list(statistics.values()), resamples), strict=True)
-    return {
-        name: _percentiles(scores) for name, scores in draws if not np.isnan(scores).all()
-    }
+    return {name: _percentiles(scores) for name, scores in draws if not np.isnan(scores).all()}
 
 
 @dataclass(frozen=True, slots=True)
