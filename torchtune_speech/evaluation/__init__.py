@@ -15,8 +15,10 @@ from torchtune_speech.evaluation._normalizers import (
     split_words,
 )
 from torchtune_speech.evaluation._qa import UNANSWERABLE, answer_f1, exact_match, qa
-from torchtune_speech.evaluation._report import format_table, score
+from torchtune_speech.evaluation._report import score
 from torchtune_speech.evaluation._resegment import resegment
+from torchtune_speech.evaluation._samples import sample_scores
+from torchtune_speech.evaluation._table import format_table
 from torchtune_speech.evaluation._translation import bleu_chrf, bleu_tokenizer
 from torchtune_speech.evaluation._wer import wer
 
@@ -39,6 +41,7 @@ __all__ = [
     "read_mcif_reference",
     "repetition_loop",
     "resegment",
+    "sample_scores",
     "score",
     "split_words",
     "wer",

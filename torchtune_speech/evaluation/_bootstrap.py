@@ -67,7 +67,7 @@ def _quotient(sums: Floats) -> Floats:
     return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
 
 
-def intervals(
+def bootstrap_intervals(
     statistics: Mapping[str, Statistic], resamples: int = RESAMPLES
 ) -> dict[str, list[float]]:
     """95 % intervals of scores of the same samples.
@@ -81,15 +81,18 @@ def intervals(
         resamples: number of draws.
 
     Returns:
-        Score to [low, high]; a score that is undefined has no interval.
+        Score to [low, high]. A score that is undefined has no interval, and one of a single sample
+        has none either: its draws would all be the same.
 
     Source: Efron, Bootstrap methods: another look at the jackknife,
         https://doi.org/10.1214/aos/1176344552
 
     Example:
-        >>> intervals({"accuracy": mean([1, 0] * 200)})
+        >>> bootstrap_intervals({"accuracy": mean([1, 0] * 200)})
         {'accuracy': [0.4475, 0.547562]}
     """
+    if any(len(statistic.counts) < 2 for statistic in statistics.values()):
+        return {}
     draws = zip(statistics, _resampled(list(statistics.values()), resamples), strict=True)
     return {name: _percentiles(scores) for name, scores in draws if not np.isnan(scores).all()}
 
