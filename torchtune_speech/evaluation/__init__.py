@@ -1,12 +1,15 @@
-"""Scores of predictions: error rates, translations, answers, degenerate outputs, MCIF."""
+"""Scores of predictions, how far to trust them, comparisons of two systems, MCIF."""
 
+from torchtune_speech.evaluation._compare import COMPARABLE_PARTS, compare, format_comparison
 from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
 from torchtune_speech.evaluation._html import write_html
+from torchtune_speech.evaluation._language import LANGUAGES, in_language, output_language
 from torchtune_speech.evaluation._mcif import (
     McifReference,
     mcif_scores,
     read_mcif_reference,
 )
+from torchtune_speech.evaluation._mms import mms
 from torchtune_speech.evaluation._normalizers import (
     NORMALIZERS,
     Normalizer,
@@ -23,6 +26,8 @@ from torchtune_speech.evaluation._translation import bleu_chrf, bleu_tokenizer
 from torchtune_speech.evaluation._wer import wer
 
 __all__ = [
+    "COMPARABLE_PARTS",
+    "LANGUAGES",
     "NORMALIZERS",
     "UNANSWERABLE",
     "Loop",
@@ -32,11 +37,16 @@ __all__ = [
     "base_language",
     "bleu_chrf",
     "bleu_tokenizer",
+    "compare",
     "exact_match",
+    "format_comparison",
     "format_table",
+    "in_language",
     "is_empty",
     "mcif_scores",
+    "mms",
     "normalizer",
+    "output_language",
     "qa",
     "read_mcif_reference",
     "repetition_loop",

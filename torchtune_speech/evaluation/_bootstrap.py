@@ -124,8 +124,10 @@ def paired_differences(
 
     Both systems are scored on the same draws of samples: what makes a sample hard for both cancels.
     The p-value is twice the share of draws in which the system that is worse on all samples is no
-    worse (counting one more draw than there are, so that it is never 0; at most 1). It is below
-    0.05 when the interval leaves out 0.
+    worse (counting one more draw than there are, so that it is never 0; at most 1). But it is never
+    below ``2 / 2**k`` for the k samples on which the systems differ, the best that swapping their
+    outputs could show: draws of five samples out of five may all say the same, and prove little.
+    With more samples it is below 0.05 when the interval leaves out 0.
 
     Args:
         a: score to statistic of the first system.
@@ -148,9 +150,10 @@ def paired_differences(
             continue
         differences[np.abs(differences) < 1e-9] = 0.0  # rounding errors are no difference
         reversals = min((differences <= 0).sum(), (differences >= 0).sum())
-        p_value = min(1.0, 2 * (reversals + 1) / (len(differences) + 1))
+        differing = (pair[0].counts != pair[1].counts).any(axis=1).sum()
+        p_value = max(2 * (reversals + 1) / (len(differences) + 1), 2.0 ** (1 - differing))
         result[name] = Difference(
-            score_a, score_b, score_b - score_a, _percentiles(differences), float(p_value)
+            score_a, score_b, score_b - score_a, _percentiles(differences), min(1.0, float(p_value))
         )
     return result
 

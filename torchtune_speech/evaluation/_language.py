@@ -19,7 +19,7 @@ _ALIASES = {"yue": "zh", "cmn": "zh", "nb": "no", "nn": "no"}
 
 MIN_WORDS = 3
 MIN_CHARACTERS = 4  # Chinese and Japanese
-MIN_CONFIDENCE = 0.5
+MIN_CONFIDENCE = 0.7
 
 LANGUAGE_SIGNATURE = (
     f"py3langid:{version('py3langid')}|script:{'+'.join(_BY_SCRIPT)}|languages:{len(LANGUAGES)}"
@@ -39,7 +39,7 @@ def output_language(text: str) -> str | None:
     Returns:
         One of `LANGUAGES`; None when undecided: fewer than 3 words with a letter and no digit (4
         characters in Chinese and Japanese), no word that begins with a small letter in a script
-        that has them (names, titles), or less than half of the probability on one language.
+        that has them (names, titles), or less than 70 % of the probability on one language.
 
     Source: https://aclanthology.org/P12-3005 (langid.py, of which py3langid is a descendant)
 
