@@ -1,4 +1,4 @@
-"""Scores predictions: WER, BLEU, chrF, answer accuracy, degenerate outputs; by task and language.
+"""Scores predictions: WER, BLEU, chrF, TER, answers, faulty outputs; by task and language.
 
 Reads what `speech_generate` wrote (JSON lines with `id`, `task`, `target`, `prediction` and, where
 known, `source_lang`, `target_lang`, `domain`, `finish_reason`), prints a table and writes it all to
@@ -25,7 +25,8 @@ KEYS = {
     "manifest": "references by id for predictions without `target`; default: those have it",
     "where": "rows of the manifest that count, column: value or list; default: all",
     "allow_missing": "score what both manifest and predictions have; default: false",
-    "normalizer": "of the error rates: whisper, basic or none; default: whisper",
+    "normalizer": "of the error rates: whisper, basic, mms or none; default: whisper",
+    "ter": "false leaves TER out, which takes long on Chinese; default: true",
     "unanswerable": "language: answer expected to unanswerable questions, beside en, de, it, zh",
     "output": "the report to write; default: report.json beside the (first) predictions",
 }
@@ -56,6 +57,7 @@ class SpeechEvalRecipe:
         self.output = Path(cfg.get("output") or self.paths[0].parent / "report.json")
         self.normalizer = cfg.get("normalizer") or "whisper"
         self.unanswerable = {**UNANSWERABLE, **(cfg.get("unanswerable") or {})}
+        self.ter = bool(cfg.get("ter", True))
         self.allow_missing = bool(cfg.get("allow_missing", False))
         self.log = get_logger("INFO")
 
@@ -98,7 +100,9 @@ class SpeechEvalRecipe:
         Returns:
             The report, see :func:`~torchtune_speech.evaluation.score`.
         """
-        report = score(self.rows, normalizer=self.normalizer, unanswerable=self.unanswerable)
+        report = score(
+            self.rows, normalizer=self.normalizer, unanswerable=self.unanswerable, ter=self.ter
+        )
         report["predictions"] = [str(path) for path in self.paths]
         if any(self.missing.values()):
             report["missing"] = self.missing

@@ -34,6 +34,7 @@ examples:
   torchtune-speech manifest recordings/ train.jsonl      a manifest from audio and transcripts
   torchtune-speech segment talks.jsonl cut.jsonl         long audio in windows of 30 s
   torchtune-speech verify features/                      is a feature store whole?
+  torchtune-speech compare old.jsonl new.jsonl           is the new system better, or is it chance?
   torchtune-speech export --llm LLM --adapter runs/nano/C --out merged
                                                          an LLM with its LoRA merged in
   torchtune-speech agreement scored.jsonl --label human  which metric agrees with people?
@@ -63,6 +64,30 @@ and ask
   left out       rows without a value (null) of metric or label
 
 Where the intervals of two metrics overlap widely, judge more answers before you choose."""
+
+
+_COMPARE = """\
+Scores two files of predictions for the same samples and says, for each task, language and score,
+whether the difference between them could be chance.
+
+Rows are joined by task and id. Samples are then drawn at random, with replacement, a thousand times
+(the same draws for both systems), and both are scored on each draw. From the thousand differences
+come
+  95 % interval  where the difference lies; a difference is not established while 0 is inside
+  p              how often a difference as clear as this is seen between equal systems;
+                 below 0.05 it is marked *, and the better system named
+
+A difference that is not significant may still be real: there may be too few samples to show it.
+Of twenty comparisons of equal systems one is marked by chance: choose beforehand what counts.
+Intervals say nothing of other data, and nothing of another run with another seed.
+"""
+
+_COMPARE_EXAMPLES = """\
+examples:
+  torchtune-speech compare runs/A/predictions.jsonl runs/C/predictions.jsonl
+  torchtune-speech compare old.jsonl new.jsonl --by duration --by domain
+  torchtune-speech compare old.jsonl new.jsonl --normalizer mms --json comparison.json
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,6 +162,8 @@ Writes a manifest of the audio files in a folder that have a transcript. It may 
         help="share of the speakers to mark `split: dev`; 0: no split",
     )
     command.set_defaults(run=_manifest)
+
+    _add_compare(commands)
 
     command = commands.add_parser(
         "segment",
@@ -227,6 +254,40 @@ def _add_agreement(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     command.add_argument("--seed", type=int, default=0, help="of all chance (%(default)s)")
     command.add_argument("--json", type=Path, metavar="OUT", help="write the figures there, too")
     command.set_defaults(run=_agreement)
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "compare",
+        help="compare the predictions of two systems: which differences are no chance?",
+        description=_COMPARE,
+        epilog=_COMPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("a", type=Path, help="predictions of the first system, with `target`")
+    command.add_argument("b", type=Path, help="predictions of the second for the same samples")
+    command.add_argument(
+        "--by",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="compare on each part too: domain, duration or answer_type; may be repeated",
+    )
+    command.add_argument(
+        "--normalizer",
+        default="whisper",
+        help="of the error rates: whisper, basic, mms or none (%(default)s)",
+    )
+    command.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="compare the samples that both files have; without it, files must have the same",
+    )
+    command.add_argument(
+        "--no-ter", action="store_true", help="leave TER out, which takes long on Chinese"
+    )
+    command.add_argument("--json", type=Path, metavar="OUT", help="write all numbers there too")
+    command.set_defaults(run=_compare)
 
 
 def _packaged(name: str) -> Path:
@@ -326,6 +387,27 @@ def _segment(options: argparse.Namespace) -> None:
         overlap_s=options.overlap,
     )
     print(f"{before} rows as {after} in {options.out}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from torchtune_speech.evaluation import compare, format_comparison
+
+    for path in (options.a, options.b):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; give two files of predictions (.jsonl)")
+    names = str(options.a), str(options.b)
+    comparison = compare(
+        read_jsonl(options.a),
+        read_jsonl(options.b),
+        normalizer=options.normalizer,
+        by=options.by,
+        allow_missing=options.allow_missing,
+        ter=not options.no_ter,
+        names=names,
+    )
+    if options.json:
+        write_json(options.json, {"a": names[0], "b": names[1]} | comparison)
+    print(format_comparison(comparison, names))
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -355,7 +355,7 @@ def test_what_score_returns_fits(tmp_path):
     titles = [chart["title"] for chart in data["charts"]]
     assert "Spoken question answering: F1 by language" in titles
     assert "Spoken question answering: F1 by domain" in titles
-    assert [name for name, _ in data["signatures"]] == ["wer", "qa", "bleu it", "chrf"]
+    assert {"wer", "qa", "bleu it", "chrf"} < {name for name, _ in data["signatures"]}
 
 
 def test_curves():

@@ -54,6 +54,35 @@ def test_basic(text, expected):
     assert normalizer("basic", "any")(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It’s TWENTY-five, isn't it?", "it's twenty-five isn't it"),
+        ("‘Quoted’ text – with a dash", "quoted text – with a dash"),  # MMS lists no dash
+        ("rock’n’roll", "rock n'roll"),  # the last apostrophe only
+        ("He said (Sam 23:17) it (really) is", "he said it really is"),
+        ("in 1995 we had 2nd, 3 and 4.", "in we had 2nd and"),
+        ("1995", "1995"),  # no whitespace beside it
+        ("1995.", ""),  # but here the full stop has become some
+        ("A&amp;B &lt;b&gt; x&nbsp;y", "a amp b b x y"),
+        ("１２ ＡＢＣ，你好！「々」ー", "abc 你好"),
+        ("۵ صفحه، كِتاب؟", "صفحه كتاب"),  # a digit alone, vowel signs
+        ("ሰላም። ½ x²", "ሰላም x2"),
+        ("a\u200bb \ue295c\x81d", "ab c d"),
+        ("", ""),
+    ],
+)
+def test_mms(text, expected):
+    assert normalizer("mms", "en")(text) == expected
+
+
+def test_mms_has_rules_for_single_languages():
+    assert normalizer("mms", "mn")("a\u00adb") == "ab"
+    assert normalizer("mms", "th-TH")("a\u200db") == "a b"
+    assert normalizer("mms", "he")("שָׁלוֹם") == "שלום"
+    assert normalizer("mms", "en")("a\u00adb \u200d") == "a\u00adb \u200d"
+
+
 def test_none_keeps_case_and_punctuation():
     assert normalizer("none")(" Hello,\t World! ") == "Hello, World!"
 
@@ -63,6 +92,13 @@ def test_basic_is_idempotent_and_folds_whitespace(text):
     once = normalizer("basic")(text)
     assert normalizer("basic")(once) == once
     assert once == " ".join(once.split())
+
+
+@given(st.text())
+def test_mms_folds_whitespace(text):
+    once = normalizer("mms")(text)
+    assert once == " ".join(once.split()) and once == once.lower()
+    assert not set(once) & set(".,;:!?()[]{}/&%…“”«»")
 
 
 @given(st.text(max_size=40))
@@ -83,7 +119,11 @@ def test_split_words_goes_by_script():
     assert split_words("") == []
 
 
-@pytest.mark.parametrize("module", ["_normalizers", "_wer", "_translation", "_qa", "_degenerate"])
+@pytest.mark.parametrize(
+    "module",
+    ["_normalizers", "_mms", "_wer", "_translation", "_qa", "_degenerate", "_bootstrap"]
+    + ["_language", "_parts", "_samples"],
+)
 def test_the_examples_in_the_docs_are_true(module):
     results = doctest.testmod(importlib.import_module(f"torchtune_speech.evaluation.{module}"))
     assert results.attempted > 0 and results.failed == 0

@@ -6,11 +6,17 @@ from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_l
 from torchtune_speech.evaluation._html import write_html
 from torchtune_speech.evaluation._judge import Verdict, judge, parse_verdict
 from torchtune_speech.evaluation._judge_asks import ask_endpoint, ask_local
+
+"""Scores of predictions, how far to trust them, comparisons of two systems, MCIF."""
+
+from torchtune_speech.evaluation._compare import COMPARABLE_PARTS, compare, format_comparison
+from torchtune_speech.evaluation._language import LANGUAGES, in_language, output_language
 from torchtune_speech.evaluation._mcif import (
     McifReference,
     mcif_scores,
     read_mcif_reference,
 )
+from torchtune_speech.evaluation._mms import mms
 from torchtune_speech.evaluation._neural import NeuralScores, bertscore, comet
 from torchtune_speech.evaluation._normalizers import (
     NORMALIZERS,
@@ -20,12 +26,16 @@ from torchtune_speech.evaluation._normalizers import (
     split_words,
 )
 from torchtune_speech.evaluation._qa import UNANSWERABLE, answer_f1, exact_match, qa
-from torchtune_speech.evaluation._report import format_table, score
+from torchtune_speech.evaluation._report import score
 from torchtune_speech.evaluation._resegment import resegment
+from torchtune_speech.evaluation._samples import sample_scores
+from torchtune_speech.evaluation._table import format_table
 from torchtune_speech.evaluation._translation import bleu_chrf, bleu_tokenizer
 from torchtune_speech.evaluation._wer import wer
 
 __all__ = [
+    "COMPARABLE_PARTS",
+    "LANGUAGES",
     "NORMALIZERS",
     "UNANSWERABLE",
     "Loop",
@@ -43,18 +53,24 @@ __all__ = [
     "bleu_chrf",
     "bleu_tokenizer",
     "comet",
+    "compare",
     "exact_match",
     "format_agreement",
+    "format_comparison",
     "format_table",
+    "in_language",
     "is_empty",
     "judge",
     "mcif_scores",
+    "mms",
     "normalizer",
+    "output_language",
     "parse_verdict",
     "qa",
     "read_mcif_reference",
     "repetition_loop",
     "resegment",
+    "sample_scores",
     "score",
     "split_words",
     "wer",

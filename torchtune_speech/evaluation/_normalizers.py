@@ -2,17 +2,20 @@
 
 import unicodedata
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import regex
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from torchtune_speech.errors import InputError, did_you_mean
+from torchtune_speech.evaluation._mms import mms
 
 Normalizer = Callable[[str], str]
 
-NORMALIZERS = ("whisper", "basic", "none")
+NORMALIZERS = ("whisper", "basic", "mms", "none")
+# Those that every report shows, whichever one is asked for.
+REPORTED_NORMALIZERS = ("none", "whisper", "mms")
 
 # Scripts written without spaces between words: a character counts as a word.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
@@ -50,11 +53,13 @@ def normalizer(name: str, lang: str = "en") -> Normalizer:
       those of whisper_normalizer 0.0.10, whatever release is installed.
     - "basic": lower case, punctuation and symbols removed, whitespace folded; apostrophes inside
       a word stay. The same for every language.
+    - "mms": that of Meta's MMS, see :func:`torchtune_speech.evaluation.mms`: lower case, no
+      punctuation, words of digits alone dropped; hyphens and apostrophes stay.
     - "none": leading, trailing and repeated whitespace only.
 
     Args:
-        name: "whisper", "basic" or "none".
-        lang: language of the text; matters to "whisper" only.
+        name: "whisper", "basic", "mms" or "none".
+        lang: language of the text; matters to "whisper", and for three languages to "mms".
 
     Returns:
         A function from text to normalised text, without outer whitespace.
@@ -79,6 +84,8 @@ def normalizer(name: str, lang: str = "en") -> Normalizer:
         return _fold_whitespace
     if name == "basic":
         return _basic
+    if name == "mms":
+        return partial(mms, lang=base_language(lang))
     return _whisper(base_language(lang) == "en")
 
 

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 import regex
 
+from torchtune_speech.evaluation._bootstrap import Statistic, mean
 from torchtune_speech.evaluation._normalizers import base_language, normalizer, split_words
 from torchtune_speech.evaluation._wer import check_pairs
 
@@ -53,10 +53,11 @@ def qa(
     """
     check_pairs(references, predictions)
     langs = [langs] * len(references) if isinstance(langs, str) else list(langs)
-    rows = list(zip(references, predictions, langs, strict=True))
-    report = _qa_of(rows, unanswerable)
+    statistics = qa_statistics(references, predictions, langs, unanswerable)
+    report = qa_scores(statistics)
     for lang in dict.fromkeys(langs):
-        report[lang] = _qa_of([row for row in rows if row[2] == lang], unanswerable)
+        chosen = [index for index, other in enumerate(langs) if other == lang]
+        report[lang] = qa_scores({name: s.take(chosen) for name, s in statistics.items()})
     return report
 
 
@@ -94,28 +95,42 @@ def answer_f1(reference: str, prediction: str, lang: str = "en") -> float:
     return 2 * sum((Counter(right) & Counter(given)).values()) / (len(right) + len(given))
 
 
-def _qa_of(rows: list[tuple[str, str, str]], unanswerable: Mapping[str, str]) -> dict[str, Any]:
+def qa_statistics(
+    references: Sequence[str],
+    predictions: Sequence[str],
+    langs: Sequence[str],
+    unanswerable: Mapping[str, str],
+) -> dict[str, Statistic]:
+    """What each question adds to the scores of :func:`qa`; arguments as there.
+
+    Returns:
+        ``accuracy``, ``f1``, ``unanswerable_accuracy`` and ``answerable_accuracy``.
+    """
+    rows = list(zip(references, predictions, langs, strict=True))
     matches = [exact_match(*row) for row in rows]
-    refusals = [_is_unanswerable(reference, lang, unanswerable) for reference, _, lang in rows]
+    refusals = [is_unanswerable(reference, lang, unanswerable) for reference, _, lang in rows]
     return {
-        "accuracy": fmean(matches),
-        "f1": fmean(answer_f1(*row) for row in rows),
-        "unanswerable_accuracy": _mean(m for m, r in zip(matches, refusals, strict=True) if r),
-        "answerable_accuracy": _mean(m for m, r in zip(matches, refusals, strict=True) if not r),
-        "n": len(rows),
-        "n_unanswerable": sum(refusals),
+        "accuracy": mean(matches),
+        "f1": mean([answer_f1(*row) for row in rows]),
+        "unanswerable_accuracy": mean(matches, refusals),
+        "answerable_accuracy": mean(matches, [not refusal for refusal in refusals]),
+    }
+
+
+def qa_scores(statistics: Mapping[str, Statistic]) -> dict[str, Any]:
+    """The scores of :func:`qa` from what each question adds to them."""
+    refusals = int(statistics["unanswerable_accuracy"].sums()[1])
+    return {name: statistic.score() for name, statistic in statistics.items()} | {
+        "n": len(statistics["accuracy"].counts),
+        "n_unanswerable": refusals,
         "normalizer": "squad",
     }
 
 
-def _is_unanswerable(reference: str, lang: str, unanswerable: Mapping[str, str]) -> bool:
+def is_unanswerable(reference: str, lang: str, unanswerable: Mapping[str, str]) -> bool:
+    """Whether a reference is the refusal that its language expects."""
     phrase = unanswerable.get(base_language(lang))
     return phrase is not None and exact_match(phrase, reference, lang)
-
-
-def _mean(values: Any) -> float | None:
-    values = list(values)
-    return fmean(values) if values else None
 
 
 def _normalize(text: str, lang: str) -> str:

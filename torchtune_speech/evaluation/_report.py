@@ -1,190 +1,260 @@
-"""One report on a file of predictions, and its table."""
+"""One report on a file of predictions."""
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torchtune_speech.errors import InputError
-from torchtune_speech.evaluation._degenerate import is_empty, repetition_loop
-from torchtune_speech.evaluation._normalizers import base_language
-from torchtune_speech.evaluation._qa import QA_SIGNATURE, UNANSWERABLE, qa
-from torchtune_speech.evaluation._translation import bleu_chrf
-from torchtune_speech.evaluation._wer import wer, wer_signature
+from torchtune_speech.evaluation._bootstrap import BOOTSTRAP_SIGNATURE, bootstrap_intervals
+from torchtune_speech.evaluation._flags import count_flags
+from torchtune_speech.evaluation._language import LANGUAGE_SIGNATURE
+from torchtune_speech.evaluation._normalizers import REPORTED_NORMALIZERS, base_language
+from torchtune_speech.evaluation._parts import (
+    ANSWER_TYPES,
+    answer_type,
+    bucket_names,
+    duration_bucket,
+)
+from torchtune_speech.evaluation._qa import QA_SIGNATURE, UNANSWERABLE, qa_scores
+from torchtune_speech.evaluation._sheet import (
+    ANSWERS,
+    TRANSLATION,
+    Sheet,
+    language,
+    language_pair,
+    make_sheets,
+)
+from torchtune_speech.evaluation._wer import wer_signature, word_counts
 
 Row = Mapping[str, Any]
 
-_TRANSLATION = ("st", "mt")
-_ANSWERS = ("sqa", "qa")
-_PARTS = ("task", "language", "domain")
+VERSION = 2
+PARTS = ("task", "language", "domain", "duration", "answer_type")
 
 
 def score(
     predictions: Sequence[Row],
     normalizer: str = "whisper",
-    by: Collection[str] = _PARTS,
+    by: Collection[str] = PARTS,
     unanswerable: Mapping[str, str] = UNANSWERABLE,
+    *,
+    intervals: bool = True,
+    ter: bool = True,
 ) -> dict[str, Any]:
     """Score predictions of any mixture of tasks.
 
-    ``asr`` gets error rates, ``st`` and ``mt`` BLEU and chrF by target language, ``sqa`` and ``qa``
-    accuracy and F1. Any other task is scored like ``qa``, and ``notes`` says so.
+    ``asr`` gets error rates, ``st`` and ``mt`` BLEU, chrF and TER by target language, ``sqa`` and
+    ``qa`` accuracy and F1. Any other task is scored like ``qa``, and ``notes`` says so.
 
-    Every group also counts ``n``, ``empty`` (no letter or digit in the output), ``loops`` (the
-    output ends in a repetition loop and its reference does not) and ``length_finishes`` (cut off by
-    the limit on new tokens).
+    Every group also has ``n``, counts of faulty outputs (see :func:`row_flags`), but for ``asr``
+    the share in the language asked for, and 95 % intervals of all scores by resampling samples.
 
     Args:
         predictions: rows with ``task``, ``target`` and ``prediction``; ``source_lang`` and
-            ``target_lang`` ("en" by default), ``domain`` and ``finish_reason`` where known.
-        normalizer: name of the normaliser for the error rates.
+            ``target_lang`` ("en" by default), ``domain``, ``finish_reason``, ``duration_s`` (of
+            the speech) and ``choices`` where known.
+        normalizer: name of the normaliser for ``wer`` and ``cer``.
         by: "language" adds scores by language to ``asr`` (unless all is English), ``sqa`` and
-            ``qa``; "domain" adds ``domains`` (if a row has one). Tasks are always apart, and so are
-            the target languages of translation.
+            ``qa``; "domain" adds ``domains`` and "duration" ``durations`` (if a row has one),
+            "answer_type" ``answer_types`` (if a question is among the rows). Tasks are always
+            apart, and so are the target languages of translation.
         unanswerable: language to the answer that a question without an answer should get.
+        intervals: False leaves the intervals out: most of the time on many small groups.
+        ter: False leaves TER out, which takes up to a tenth of a second for a Chinese sentence.
 
     Returns:
-        A nested dictionary fit for JSON::
+        A nested dictionary fit for JSON; docs/report_schema.md describes every field::
 
-            {"asr": {"wer": 0.021, "cer": ..., "n": 200, ...},
-             "st": {"de": {"bleu": 84.1, "chrf": ..., "n": 100, ...}, "it": ..., "zh": ...},
+            {"version": 2,
+             "asr": {"wer": 0.021, "cer": ..., "n": 200, "intervals": {"wer": [0.015, 0.028]},
+                     "normalizers": {"none": {"wer": ..., "cer": ...}, "whisper": ...}, ...},
+             "st": {"de": {"bleu": 84.1, "chrf": ..., "ter": ..., "n": 100, ...}, "it": ...},
              "sqa": {"accuracy": 0.87, "f1": ..., "unanswerable_accuracy": ..., "en": {...}, ...},
-             "empty": 0, "loops": 0, "length_finishes": 0, "normalizer": "whisper",
+             "empty": 0, "loops": 0, "length_finishes": 0, ..., "normalizer": "whisper",
              "n": {"asr": 200, "st": 300, "sqa": 400},
-             "domains": {"europarl": {"asr": {...}, ...}},
+             "domains": {"europarl": {"asr": {...}, ...}}, "durations": {"0-5": {"asr": ...}},
+             "answer_types": {"yes/no": {"sqa": ...}},
              "signatures": {"wer": ..., "bleu": {"de": ...}, "chrf": ..., "qa": ...}, "notes": []}
 
-        Rates and accuracies are fractions, BLEU and chrF go from 0 to 100. The translation key is
-        "en-de" instead of "de" when a target language is reached from several source languages.
+        Rates, accuracies and shares are fractions, BLEU, chrF and TER are in percent. The
+        translation key is "en-de" instead of "de" when a target language is reached from several
+        source languages.
 
     Raises:
         InputError: if there are no rows, a row lacks a field, or an argument is unknown.
     """
     _check(predictions, by)
-    by_task = _split(predictions, lambda row: row["task"])
-    report = _score_tasks(by_task, normalizer, "language" in by, unanswerable)
-    report |= _counts(predictions)
+    sheets = make_sheets(predictions, normalizer, unanswerable, ter=ter)
+    options = {
+        "normalizer": normalizer,
+        "by_language": "language" in by,
+        "intervals": intervals,
+    }
+    report = {"version": VERSION} | _score_tasks(sheets, **options)
+    report |= count_flags(flags for sheet in sheets for flags in sheet.flags)
     report["normalizer"] = normalizer
-    report["n"] = {task: len(rows) for task, rows in by_task.items()}
-    domains = _split(predictions, lambda row: row.get("domain") or "")
-    if "domain" in by and any(domains):
-        report["domains"] = {
-            domain or "(none)": _score_tasks(
-                _split(rows, lambda row: row["task"]), normalizer, "language" in by, unanswerable
-            )
-            for domain, rows in domains.items()
-        }
-    report["signatures"] = _collect_signatures(report, normalizer)
+    report["n"] = {}
+    for sheet in sheets:
+        report["n"][sheet.task] = report["n"].get(sheet.task, 0) + len(sheet.rows)
+    for part, groups in split_parts(sheets, by, unanswerable).items():
+        report[part] = {name: _score_tasks(group, **options) for name, group in groups.items()}
+    report["signatures"] = _signatures(sheets, normalizer, intervals)
     report["notes"] = [
         f"task {task!r} has no measure of its own and was scored like qa"
-        for task in by_task
-        if task != "asr" and task not in _TRANSLATION + _ANSWERS
+        for task in report["n"]
+        if task != "asr" and task not in TRANSLATION + ANSWERS
     ]
     return report
 
 
-def _score_tasks(
-    by_task: Mapping[str, list[Row]],
-    normalizer: str,
-    by_language: bool,
-    unanswerable: Mapping[str, str],
-) -> dict[str, Any]:
-    report = {}
-    for task, rows in by_task.items():
-        if task == "asr":
-            report[task] = _score_asr(rows, normalizer, by_language)
-        elif task in _TRANSLATION:
-            report[task] = _score_translation(rows)
-        else:
-            report[task] = _score_answers(rows, by_language, unanswerable)
-    return report
+def split_parts(
+    sheets: list[Sheet], by: Collection[str], unanswerable: Mapping[str, str]
+) -> dict[str, dict[str, list[Sheet]]]:
+    """The samples by domain, duration and kind of answer.
 
+    Args:
+        sheets: all samples.
+        by: which of "domain", "duration" and "answer_type" are wanted.
+        unanswerable: language to the answer that a question without an answer should get.
 
-def _score_asr(rows: list[Row], normalizer: str, by_language: bool) -> dict[str, Any]:
-    def scores(rows: list[Row]) -> dict[str, Any]:
-        langs = [_language(row) for row in rows]
-        return wer(*_texts(rows), normalizer=normalizer, langs=langs) | _group_counts(rows)
-
-    report = scores(rows)
-    by_lang = _split(rows, _language)
-    if by_language and {base_language(lang) for lang in by_lang} != {"en"}:
-        report |= {lang: scores(rows) for lang, rows in by_lang.items()}
-    return report
-
-
-def _score_translation(rows: list[Row]) -> dict[str, Any]:
-    report = {}
-    for lang, group in _split(rows, _language).items():
-        by_source = _split(group, lambda row: row.get("source_lang") or "en")
-        for source, pair in by_source.items():
-            key = lang if len(by_source) == 1 else f"{source}-{lang}"
-            report[key] = bleu_chrf(*_texts(pair), lang=lang) | _group_counts(pair)
-    return report
-
-
-def _score_answers(
-    rows: list[Row], by_language: bool, unanswerable: Mapping[str, str]
-) -> dict[str, Any]:
-    langs = [_language(row) for row in rows]
-    report = qa(*_texts(rows), langs=langs, unanswerable=unanswerable)
-    groups = {
-        lang: report.pop(lang) | _counts(group) for lang, group in _split(rows, _language).items()
-    }
-    return report | _counts(rows) | (groups if by_language else {})
-
-
-def _counts(rows: Iterable[Row]) -> dict[str, int]:
-    counts = {"empty": 0, "loops": 0, "length_finishes": 0}
-    for row in rows:
-        counts["empty"] += is_empty(row["prediction"])
-        counts["length_finishes"] += row.get("finish_reason") == "length"
-        counts["loops"] += (
-            repetition_loop(row["prediction"]) is not None
-            and repetition_loop(row["target"]) is None
+    Returns:
+        "domains", "durations" and "answer_types", those that are wanted and that a sample has, to
+        name and sheets.
+    """
+    questions = [sheet for sheet in sheets if sheet.task in ANSWERS]
+    parts = {}
+    if "domain" in by and any(row.get("domain") for sheet in sheets for row in sheet.rows):
+        parts["domains"] = _split_all(sheets, lambda row: row.get("domain") or "(none)")
+    if "duration" in by:
+        parts["durations"] = _split_all(sheets, duration_bucket, bucket_names())
+    if "answer_type" in by:
+        parts["answer_types"] = _split_all(
+            questions, lambda row: answer_type(row, unanswerable), ANSWER_TYPES
         )
-    return counts
+    return {part: groups for part, groups in parts.items() if groups}
 
 
-def _group_counts(rows: list[Row]) -> dict[str, int]:
-    return {"n": len(rows)} | _counts(rows)
+def _split_all(sheets: list[Sheet], key: Any, order: Sequence[str] = ()) -> dict[str, list[Sheet]]:
+    groups: dict[str, list[Sheet]] = {name: [] for name in order}
+    for sheet in sheets:
+        for name, group in sheet.split(key).items():
+            groups.setdefault(name, []).append(group)
+    return {name: group for name, group in groups.items() if group}
 
 
-def _language(row: Row) -> str:
-    # A transcript is in the language of the speech, whatever the row says about its target.
-    field = "source_lang" if row["task"] == "asr" else "target_lang"
-    return row.get(field) or "en"
+def named_groups(sheets: list[Sheet], by_language: bool) -> list[tuple[str, str, Sheet]]:
+    """The groups that are scored: tasks and their languages.
+
+    Args:
+        sheets: samples of all tasks.
+        by_language: whether tasks that have a score over all languages are split by language too.
+
+    Returns:
+        Task, name of the language or pair ("" for all of the task), samples. Translation has no
+        group over all, and English transcripts have no group of their own where all are English.
+    """
+    # By these very samples: a domain may have a single source language where others have two.
+    sources = Counter(
+        (sheet.task, language_pair(sheet.rows[0])[0])
+        for sheet in sheets
+        if sheet.task in TRANSLATION
+    )
+    groups = []
+    for sheet in sheets:
+        if sheet.task in TRANSLATION:
+            lang, source = language_pair(sheet.rows[0])
+            name = lang if sources[sheet.task, lang] == 1 else f"{source}-{lang}"
+            groups.append((sheet.task, name, sheet))
+            continue
+        groups.append((sheet.task, "", sheet))
+        langs = sheet.split(language)
+        all_english = sheet.task == "asr" and {base_language(lang) for lang in langs} == {"en"}
+        if by_language and not all_english:
+            groups += [(sheet.task, lang, group) for lang, group in langs.items()]
+    return groups
 
 
-def _texts(rows: list[Row]) -> tuple[list[str], list[str]]:
-    return [row["target"] for row in rows], [row["prediction"] for row in rows]
+def _score_tasks(
+    sheets: list[Sheet], normalizer: str, by_language: bool, intervals: bool
+) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    for task, lang, sheet in named_groups(sheets, by_language):
+        group = _score_group(sheet, normalizer, intervals)
+        if lang:
+            report.setdefault(task, {})[lang] = group
+        else:
+            report[task] = group
+    return report
 
 
-def _split(rows: Iterable[Row], key: Any) -> dict[str, list[Row]]:
-    groups = defaultdict(list)
-    for row in rows:
-        groups[key(row)].append(row)
-    return dict(groups)
+def _score_group(sheet: Sheet, normalizer: str, intervals: bool) -> dict[str, Any]:
+    ranges = bootstrap_intervals(sheet.scores) if intervals else None
+    if sheet.task == "asr":
+        group = _asr_scores(sheet, normalizer, ranges)
+    elif sheet.task in TRANSLATION:
+        group = {
+            name: round(sheet.scores[name].score(), 4)
+            for name in ("bleu", "chrf", "ter")
+            if name in sheet.scores
+        }
+    else:
+        answers = {name: s for name, s in sheet.scores.items() if name != "adherence"}
+        group = qa_scores(answers)
+    if "adherence" in sheet.scores:
+        group["adherence"] = sheet.scores["adherence"].score()
+        group["adherence_n"] = int(sheet.scores["adherence"].sums()[1])
+    group |= {"n": len(sheet.rows)} | count_flags(sheet.flags)
+    if ranges is not None:
+        group["intervals"] = {name: range_ for name, range_ in ranges.items() if "/" not in name}
+    return group
 
 
-def _collect_signatures(report: dict[str, Any], normalizer: str) -> dict[str, Any]:
-    """Move the signatures of translation out of the groups; name those of the other measures."""
+def _asr_scores(
+    sheet: Sheet, normalizer: str, ranges: Mapping[str, list[float]] | None
+) -> dict[str, Any]:
+    scores = {name: sheet.scores[name].score() for name in ("wer", "cer")}
+    scores |= word_counts(sheet.scores["wer"]) | {"normalizer": normalizer}
+    scores["normalizers"] = {}
+    for name in REPORTED_NORMALIZERS:
+        rates = {rate: sheet.scores[f"{rate}/{name}"].score() for rate in ("wer", "cer")}
+        if ranges is not None:
+            shown = ("wer", "cer") if ranges else ()
+            rates["intervals"] = {rate: ranges[f"{rate}/{name}"] for rate in shown}
+        scores["normalizers"][name] = rates
+    return scores
+
+
+def _signatures(sheets: list[Sheet], normalizer: str, intervals: bool) -> dict[str, Any]:
+    """How each score was computed; where it depends on the language, by language."""
     signatures: dict[str, Any] = {}
-    for scores in (report, *report.get("domains", {}).values()):
-        for task in scores:
-            if task == "asr":
-                signatures["wer"] = wer_signature(normalizer)
-            elif task in _TRANSLATION:
-                for key, group in scores[task].items():
-                    signatures.setdefault("bleu", {})[key] = group.pop("bleu_signature")
-                    signatures["chrf"] = group.pop("chrf_signature")
-            elif isinstance(scores[task], dict) and "accuracy" in scores[task]:
-                signatures["qa"] = QA_SIGNATURE
-    return signatures
+    for task, lang, sheet in named_groups(sheets, by_language=False):
+        if task == "asr":
+            signatures["wer"] = wer_signature(normalizer)
+            continue
+        if task in TRANSLATION:
+            signatures.setdefault("bleu", {})[lang] = sheet.signatures["bleu"]
+            signatures["chrf"] = sheet.signatures["chrf"]
+            if "ter" in sheet.signatures:
+                signatures.setdefault("ter", {})[lang] = sheet.signatures["ter"]
+        else:
+            signatures["qa"] = QA_SIGNATURE
+        signatures["adherence"] = LANGUAGE_SIGNATURE
+    return signatures | ({"intervals": BOOTSTRAP_SIGNATURE} if intervals else {})
 
 
 def _check(predictions: Sequence[Row], by: Collection[str]) -> None:
-    unknown = sorted(set(by) - set(_PARTS))
+    unknown = sorted(set(by) - set(PARTS))
     if unknown:
-        raise InputError(f"by: unknown part {unknown[0]!r}; choose from {', '.join(_PARTS)}")
+        raise InputError(f"by: unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    check_rows(predictions)
+
+
+def check_rows(predictions: Sequence[Row]) -> None:
+    """Refuse rows that cannot be scored.
+
+    Raises:
+        InputError: if there are none, or one lacks a field.
+    """
     if not predictions:
         raise InputError("predictions: no row to score; give at least one")
     for index, row in enumerate(predictions):
@@ -195,83 +265,3 @@ def _check(predictions: Sequence[Row], by: Collection[str]) -> None:
                     f"predictions: {where} has no {field!r}; every row needs task, target "
                     "and prediction as text"
                 )
-
-
-_COLUMNS = {
-    # key of the report -> (heading, format)
-    "n": ("n", "d"),
-    "wer": ("WER", ".3f"),
-    "cer": ("CER", ".3f"),
-    "bleu": ("BLEU", ".1f"),
-    "chrf": ("chrF2", ".1f"),
-    "accuracy": ("accuracy", ".3f"),
-    "f1": ("F1", ".3f"),
-    "unanswerable_accuracy": ("unanswerable", ".3f"),
-    "empty": ("empty", "d"),
-    "loops": ("loops", "d"),
-    "length_finishes": ("cut off", "d"),
-}
-
-
-def format_table(report: Mapping[str, Any]) -> str:
-    """A report as an aligned table for the terminal.
-
-    Args:
-        report: what :func:`score` returned.
-
-    Returns:
-        A row for each task, language and domain (where there are several), with the columns that
-        have a value, and below them the normaliser, the signatures and the notes.
-    """
-    domains = report.get("domains", {})
-    domains = domains if len(domains) > 1 else {}
-    rows = [("", *row) for row in _table_rows(report)]
-    for domain, scores in domains.items():
-        rows += [(domain, *row) for row in _table_rows(scores)]
-    columns = [key for key in _COLUMNS if any(row[3].get(key) is not None for row in rows)]
-    heads = ["domain"] if domains else []
-    table = [heads + ["task", "language"] + [_COLUMNS[key][0] for key in columns]]
-    for domain, task, lang, group in rows:
-        cells = [_cell(group.get(key), _COLUMNS[key][1]) for key in columns]
-        table.append([domain or "all"] * len(heads) + [task, lang or "all"] + cells)
-    lines = _align(table, left=len(heads) + 2)
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines + [""] + _footer(report))
-
-
-def _table_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """(task, language or "", group) for each group of scores."""
-    rows = []
-    for task, report in scores.items():
-        if task in ("n", "domains", "signatures") or not isinstance(report, Mapping):
-            continue
-        if task not in _TRANSLATION:
-            rows.append((task, "", report))
-        groups = [(task, lang, group) for lang, group in report.items() if isinstance(group, dict)]
-        rows += groups if task in _TRANSLATION or len(groups) > 1 else []
-    return rows
-
-
-def _cell(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
-
-
-def _align(table: list[list[str]], left: int) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index < left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
-
-
-def _footer(report: Mapping[str, Any]) -> list[str]:
-    lines = [f"normalizer: {report['normalizer']}"]
-    for name, signature in report["signatures"].items():
-        if isinstance(signature, Mapping):
-            lines += [f"{name} {lang}: {text}" for lang, text in signature.items()]
-        else:
-            lines.append(f"{name}: {signature}")
-    return lines + [f"note: {note}" for note in report["notes"]]

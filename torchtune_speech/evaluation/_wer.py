@@ -5,8 +5,10 @@ from importlib.metadata import version
 from typing import Any
 
 import jiwer
+import numpy as np
 
 from torchtune_speech.errors import InputError
+from torchtune_speech.evaluation._bootstrap import Floats, Statistic
 from torchtune_speech.evaluation._normalizers import join_unspaced, normalizer, split_words
 
 
@@ -44,20 +46,41 @@ def wer(
         >>> wer(["a b c d", "e"], ["a b c d", "f"], normalizer="basic")["wer"]
         0.2
     """
+    statistics = wer_statistics(references, predictions, normalizer, langs)
+    return (
+        {name: statistic.score() for name, statistic in statistics.items()}
+        | word_counts(statistics["wer"])
+        | {"normalizer": normalizer}
+    )
+
+
+def wer_statistics(
+    references: Sequence[str],
+    predictions: Sequence[str],
+    normalizer: str,
+    langs: str | Sequence[str],
+) -> dict[str, Statistic]:
+    """What each utterance adds to the error rates; arguments as for :func:`wer`.
+
+    Returns:
+        ``wer`` and ``cer``; their counts are insertions, deletions, substitutions and the length
+        of the reference.
+
+    Raises:
+        InputError: if the numbers of texts differ or there are none.
+    """
     check_pairs(references, predictions)
     references, predictions = _normalize(references, predictions, normalizer, langs)
     pairs = list(zip(references, predictions, strict=True))
     words = _errors([(split_words(r), split_words(p)) for r, p in pairs])
     characters = _errors([(list(join_unspaced(r)), list(join_unspaced(p))) for r, p in pairs])
-    return {
-        "wer": _rate(words),
-        "cer": _rate(characters),
-        "insertions": words["insertions"],
-        "deletions": words["deletions"],
-        "substitutions": words["substitutions"],
-        "reference_words": words["reference"],
-        "normalizer": normalizer,
-    }
+    return {"wer": Statistic(words, _rate), "cer": Statistic(characters, _rate)}
+
+
+def word_counts(statistic: Statistic) -> dict[str, int]:
+    """The errors of all utterances by kind, and their reference words."""
+    kinds = ("insertions", "deletions", "substitutions", "reference_words")
+    return dict(zip(kinds, map(int, statistic.sums()), strict=True))
 
 
 def wer_signature(normalizer: str) -> str:
@@ -97,29 +120,40 @@ def _normalize(
     )
 
 
-def _errors(pairs: list[tuple[list[str], list[str]]]) -> dict[str, int]:
-    """Counts of errors over pairs of (reference units, predicted units)."""
-    counts = {
-        # Releases of jiwer differ in what they do with an empty reference: count those here.
-        "insertions": sum(len(predicted) for reference, predicted in pairs if not reference),
-        "deletions": 0,
-        "substitutions": 0,
-        "reference": sum(len(reference) for reference, _ in pairs),
-    }
-    pairs = [pair for pair in pairs if pair[0]]
-    if pairs:
+def _errors(pairs: list[tuple[list[str], list[str]]]) -> Floats:
+    """Insertions, deletions, substitutions and reference units of each pair, ``(pairs, 4)``."""
+    # Releases of jiwer differ in what they do with an empty reference: all of its words are
+    # insertions. The others get their errors below.
+    counts = np.array(
+        [
+            [0 if reference else len(predicted), 0, 0, len(reference)]
+            for reference, predicted in pairs
+        ],
+        dtype=np.float64,
+    )
+    spoken = [index for index, (reference, _) in enumerate(pairs) if reference]
+    if spoken:
         units = jiwer.Compose([])  # the units are given: nothing to split or to strip
         out = jiwer.process_words(
-            [reference for reference, _ in pairs],
-            [predicted for _, predicted in pairs],
+            [pairs[index][0] for index in spoken],
+            [pairs[index][1] for index in spoken],
             reference_transform=units,
             hypothesis_transform=units,
         )
-        for kind in ("insertions", "deletions", "substitutions"):
-            counts[kind] += getattr(out, kind)
+        for index, chunks in zip(spoken, out.alignments, strict=True):
+            counts[index, :3] = _kinds(chunks)
     return counts
 
 
-def _rate(counts: dict[str, int]) -> float:
-    errors = counts["insertions"] + counts["deletions"] + counts["substitutions"]
-    return errors / max(counts["reference"], 1)
+def _kinds(chunks: Sequence[jiwer.AlignmentChunk]) -> list[int]:
+    lengths = {"insert": 0, "delete": 0, "substitute": 0, "equal": 0}
+    for chunk in chunks:
+        # An insertion has no reference units, a deletion no predicted ones.
+        lengths[chunk.type] += max(
+            chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
+        )
+    return [lengths["insert"], lengths["delete"], lengths["substitute"]]
+
+
+def _rate(sums: Floats) -> Floats:
+    return sums[:, :3].sum(axis=1) / np.maximum(sums[:, 3], 1)

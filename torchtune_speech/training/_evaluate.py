@@ -59,7 +59,8 @@ def evaluate(
         for batch in predict(model, dataset, batches, Decoding(max_new_tokens), cache_dtype=dtype):
             rows.update(batch)
     examples = [rows[i] for i in chosen[:: max(1, count // max(num_examples, 1))][:num_examples]]
-    return score([rows[i] for i in chosen]) | report, examples
+    scores = score([rows[i] for i in chosen], intervals=False, ter=False)
+    return scores | report, examples
 
 
 @torch.no_grad()
