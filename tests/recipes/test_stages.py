@@ -1,4 +1,3 @@
-
 """The three stages, generation and scoring: in one process and two, stopped and gone on with."""
 
 import errno
