@@ -30,7 +30,7 @@ def test_sentences(lang):
     "text",
     [
         *("", "...", "Berlin", "ja", "guten Tag", "12 30 45 60", "3 km, 4 km, 5 km"),
-        *("Angela Dorothea Merkel", "New York City"),  # names are of every language
+        *("Der Spiegel Verlag", "Università Degli Studi"),  # names are of every language
         *("花园", "三只狗", "im im im im im"),
     ],
 )

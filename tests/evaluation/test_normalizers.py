@@ -62,6 +62,7 @@ def test_basic(text, expected):
         ("rock’n’roll", "rock n'roll"),  # the last apostrophe only
         ("He said (Sam 23:17) it (really) is", "he said it really is"),
         ("in 1995 we had 2nd, 3 and 4.", "in we had 2nd and"),
+        ("chapter 5", "chapter"),
         ("1995", "1995"),  # no whitespace beside it
         ("1995.", ""),  # but here the full stop has become some
         ("A&amp;B &lt;b&gt; x&nbsp;y", "a amp b b x y"),

@@ -210,3 +210,11 @@ def test_tune_run(tmp_path):
     assert "0.333" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report["normalizer"] == "basic"
+
+
+def test_normalizer_and_ter_are_keys(tmp_path):
+    path = write(tmp_path / "predictions.jsonl", PREDICTIONS)
+    report = run(predictions=path, normalizer="mms", ter=False)
+    assert report["asr"]["normalizer"] == "mms"
+    assert "ter" not in report["st"]["zh"] and "ter" not in report["signatures"]
+    assert run(predictions=path)["st"]["zh"]["ter"] == 0.0
