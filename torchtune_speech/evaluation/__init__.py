@@ -1,15 +1,12 @@
-"""Scores of predictions: error rates, translations, answers, loops, MCIF; trust in metrics."""
+"""Scores of predictions, how far to trust them, comparisons, the official task, the report page."""
 
 from torchtune_speech.evaluation._agreement import agreement
 from torchtune_speech.evaluation._agreement_table import agreement_table, format_agreement
+from torchtune_speech.evaluation._compare import COMPARABLE_PARTS, compare, format_comparison
 from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
 from torchtune_speech.evaluation._html import write_html
 from torchtune_speech.evaluation._judge import Verdict, judge, parse_verdict
 from torchtune_speech.evaluation._judge_asks import ask_endpoint, ask_local
-
-"""Scores of predictions, how far to trust them, comparisons of two systems, MCIF."""
-
-from torchtune_speech.evaluation._compare import COMPARABLE_PARTS, compare, format_comparison
 from torchtune_speech.evaluation._language import LANGUAGES, in_language, output_language
 from torchtune_speech.evaluation._mcif import (
     McifReference,
