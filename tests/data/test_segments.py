@@ -1,5 +1,7 @@
 """Long samples as shorter ones, in a manifest of their own."""
 
+import sys
+
 import numpy as np
 import pytest
 import soundfile
@@ -8,19 +10,23 @@ from torchtune_speech.cli import main
 from torchtune_speech.data import AudioCut, Sample, load_manifest, segment_samples
 from torchtune_speech.files import read_jsonl, write_jsonl
 
+overlap_expected = False
 
-def windows_of_ten(cut):
+
+def windows_of_ten(cut, overlap_s):
+    assert overlap_s == (1.0 if overlap_expected else 0.0)
     return [(0.0, 10.0), (10.0, 5.0)] if cut.path == "long.wav" else [(0.0, 3.0)]
 
 
-def test_transcripts_and_translations_become_a_sample_a_window():
+def test_transcripts_and_translations_become_a_sample_a_window(monkeypatch):
     sample = Sample("t", "st", "Ziel", (AudioCut("long.wav", 2.0),), source_text="source")
+    monkeypatch.setattr(sys.modules[__name__], "overlap_expected", True)
     first, second = segment_samples([sample], windows_of_ten, overlap_s=1.0)
     assert (first.id, second.id) == ("t#0", "t#1")
     assert first.audio == (AudioCut("long.wav", 2.0, 10.0),)
     assert second.audio == (AudioCut("long.wav", 12.0, 5.0),)
     assert first.target == "" and first.source_text is None
-    assert second.extra == {"segment_of": "t", "overlap_s": 1.0}
+    assert second.extra == {"segment_of": "t", "num_segments": 2, "overlap_s": 1.0}
 
 
 def test_questions_hear_all_windows():
@@ -32,6 +38,22 @@ def test_questions_hear_all_windows():
         AudioCut("long.wav", 0.0, 10.0),
         AudioCut("long.wav", 10.0, 5.0),
     )
+
+
+def test_turns_get_a_mark_for_each_window():
+    messages = (
+        {"role": "user", "content": "{speech} and {speech}: who?"},
+        {"role": "assistant", "content": "{speech}"},
+        {"role": "user", "content": "Why?"},
+    )
+    cuts = (AudioCut("long.wav"), AudioCut("short.wav"))
+    (sample,) = segment_samples([Sample("m", "chat", "A", cuts, messages=messages)], windows_of_ten)
+    assert [m["content"] for m in sample.messages] == [
+        "{speech}{speech} and {speech}: who?",
+        "{speech}",
+        "Why?",
+    ]
+    assert len(sample.audio) == 3
 
 
 def test_short_samples_stay_as_they_are():

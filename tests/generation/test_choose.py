@@ -14,7 +14,10 @@ LOGITS = torch.tensor([[math.log(p) for p in (0.5, 0.1, 0.3, 0.1)]])
 
 def draws(uniform, temperature=1.0, top_p=1.0, logits=LOGITS):
     return sample(
-        logits.expand(len(uniform), -1), torch.tensor(uniform), temperature, top_p
+        logits.expand(len(uniform), -1),
+        torch.tensor(uniform, dtype=torch.float64),
+        temperature,
+        top_p,
     ).tolist()
 
 
@@ -27,6 +30,11 @@ def test_the_nucleus_is_the_fewest_best_tokens_that_hold_the_share():
     assert draws([0.0, 0.9999], top_p=0.5) == [0, 0]
     # 0.6 needs tokens 0 and 2, whose shares are then 5/8 and 3/8.
     assert draws([0.62, 0.63, 0.9999], top_p=0.6) == [0, 2, 2]
+
+
+def test_the_last_number_stays_in_the_nucleus():
+    assert draws([1 - 2**-54, 1.0], top_p=0.5) == [0, 0]
+    assert draws([1.0]) == [3]
 
 
 def test_a_low_temperature_prefers_the_best_token():

@@ -1,5 +1,6 @@
 """Batched decoding: batch size does not change the text, caches equal recomputation."""
 
+import functools
 import json
 import os
 import subprocess
@@ -8,10 +9,12 @@ import sys
 import pytest
 import torch
 from tiny_world import DIM, FRAME_DIM, make_data, make_llm, make_tokenizer
+from transformers import LlamaForCausalLM
 
 from torchtune_speech.datasets import speech_dataset
 from torchtune_speech.files import read_jsonl
 from torchtune_speech.generation import (
+    CycleDetector,
     Decoding,
     PartialPredictions,
     Prompt,
@@ -19,6 +22,7 @@ from torchtune_speech.generation import (
     plan_batches,
     predict,
 )
+from torchtune_speech.generation._tokenwise import _Row
 from torchtune_speech.models import load_hf_weights, speech_llama3_1_from_hf, transformer_projector
 
 
@@ -36,6 +40,7 @@ def world(tmp_path_factory):
         features=str(data / "features"),
         output_length=projector.output_length,
     )
+    dataset.llm_dir = llm_dir
     model = speech_llama3_1_from_hf(str(llm_dir), projector)
     model.load_state_dict(load_hf_weights(llm_dir), strict=False)
     return model, dataset
@@ -109,6 +114,104 @@ def test_the_batch_does_not_change_the_text(world, decoding):
         texts[name] = [(rows[i]["prediction"], rows[i]["num_tokens"]) for i in everything]
     assert texts[1] == texts[4] == texts[16] == texts["unsorted"]
     assert len(set(texts[1])) > 5
+
+
+# Few tokens to choose from, so that the model repeats itself.
+FEW = range(20, 40)
+
+
+@pytest.fixture
+def small_cycles(monkeypatch):
+    """Loops of two cycles and two tokens count."""
+    small = functools.partial(CycleDetector, min_repeats=2, min_length=2, max_period=8)
+    monkeypatch.setattr(
+        "torchtune_speech.generation._cycles.CycleDetector", lambda *a, **k: small()
+    )
+
+
+def answer_rows_without_cache(model, prompt, decoding, forbidden, stop_ids):
+    """Token by token with all the sequence read again, returns from loops included."""
+    row = _Row(0, prompt, decoding, ())
+    while row.finish_reason is None:
+        tokens = list(prompt.tokens) + row.tokens
+        speech = {}
+        if prompt.frames:
+            speech = {
+                "frames": torch.cat(list(prompt.frames)),
+                "frame_lengths": torch.tensor([len(f) for f in prompt.frames]),
+                "speech_index": (torch.tensor(prompt.tokens) == forbidden[-1]).nonzero()[:, 0],
+            }
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens]), **speech)[0, -1]
+        logits[[i for i in forbidden if i < len(logits)]] = -torch.inf
+        logits[row.banned()] = -torch.inf
+        row.add(int(logits.argmax()), stop_ids)
+    return row.answer()
+
+
+def few_tokens(dataset):
+    everything = dataset.chat.vocab_size
+    return {
+        "stop_ids": [FEW[3]],
+        "placeholder_id": dataset.chat.placeholder_id,
+        "forbidden_ids": [i for i in range(everything) if i not in FEW],
+    }
+
+
+def test_caches_follow_rows_that_return_from_loops(world, small_cycles):
+    model, dataset = world
+    model.eval()
+    prompts, decoding = prompts_of(dataset), Decoding(30, loops="forbid")
+    asked = few_tokens(dataset)
+    together = generate(model, prompts, decoding, **asked)
+    assert sum(a.loops for a in together) > 20
+    forbidden = [i for i in asked["forbidden_ids"] if i != asked["placeholder_id"]]
+    forbidden.append(asked["placeholder_id"])
+    for prompt, answer in list(zip(prompts, together, strict=True))[::4]:
+        alone = answer_rows_without_cache(model, prompt, decoding, forbidden, asked["stop_ids"])
+        assert answer == alone
+
+
+@pytest.mark.parametrize("policy", ["forbid", "cut"])
+def test_caches_follow_beams_that_return_from_loops(world, small_cycles, policy):
+    model, dataset = world
+    decoding = Decoding(30, num_beams=3, loops=policy)
+    asked = few_tokens(dataset)
+    together = generate(model, prompts_of(dataset), decoding, **asked)
+    assert sum(a.loops for a in together) > 5
+    for prompt, answer in list(zip(prompts_of(dataset), together, strict=True))[::4]:
+        assert generate(model, [prompt], decoding, **asked) == [answer]
+
+
+@pytest.mark.parametrize("penalty", [-0.5, 0.0, 1.0, 2.0])
+@pytest.mark.parametrize("beams", [2, 4])
+def test_beams_equal_those_of_hugging_face(world, beams, penalty):
+    model, dataset = world
+    theirs = LlamaForCausalLM.from_pretrained(dataset.llm_dir).eval()
+    prompts = [p for p in prompts_of(dataset) if not p.frames]
+    placeholder = dataset.chat.placeholder_id
+    for stop_ids in ([5, 9], list(range(20, 120))):
+        ours = generate(
+            model,
+            prompts,
+            Decoding(12, num_beams=beams, length_penalty=penalty),
+            stop_ids=stop_ids,
+            placeholder_id=placeholder,
+        )
+        for prompt, answer in zip(prompts, ours, strict=True):
+            tokens = theirs.generate(
+                torch.tensor([prompt.tokens]),
+                attention_mask=torch.ones(1, len(prompt.tokens), dtype=torch.long),
+                max_new_tokens=12,
+                num_beams=beams,
+                length_penalty=penalty,
+                do_sample=False,
+                eos_token_id=stop_ids,
+                pad_token_id=0,
+                suppress_tokens=[placeholder],
+                early_stopping=False,
+            )[0, len(prompt.tokens) :].tolist()
+            assert answer.tokens == [t for t in tokens if t not in stop_ids and t != 0]
 
 
 def test_batches_hold_samples_of_like_length(world):

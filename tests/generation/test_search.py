@@ -70,8 +70,9 @@ def best_answer(table, start, max_new_tokens, penalty):
     return [token for token in best[1] if token != STOP]
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_a_beam_as_wide_as_all_hypotheses_finds_the_best_answer(seed):
+@pytest.mark.parametrize("penalty", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_beam_as_wide_as_all_hypotheses_finds_the_best_answer(seed, penalty):
     table = random_table(seed)
     # The placeholder, token 0, is forbidden: its probability is lost to all in the same way only
     # if it is nothing.
@@ -79,8 +80,8 @@ def test_a_beam_as_wide_as_all_hypotheses_finds_the_best_answer(seed):
         row[0] = 0.0
         total = sum(row)
         row[:] = [p / total for p in row]
-    found = answer(TableLLM(table), [1, 2], num_beams=300, max_new_tokens=4, length_penalty=0.0)
-    assert [a.tokens for a in found] == [best_answer(table, start, 4, 0.0) for start in (1, 2)]
+    found = answer(TableLLM(table), [1, 2], num_beams=300, max_new_tokens=4, length_penalty=penalty)
+    assert [a.tokens for a in found] == [best_answer(table, start, 4, penalty) for start in (1, 2)]
 
 
 def test_beams_find_what_greedy_decoding_misses():
@@ -149,16 +150,36 @@ def test_an_answer_that_only_loops_is_cut_in_the_end():
         row[2] = 0.9
         row[3], row[4] = 0.06, 0.04
     got = answer(TableLLM(table), [1], max_new_tokens=400, loops="forbid")[0]
-    assert got.loops > 1
+    assert got.loops == 17
+    assert got.finish_reason == "loop"
     assert len(got.tokens) < 400
 
 
-@pytest.mark.parametrize("policy", ["cut", "forbid"])
-def test_beams_leave_loops(policy):
-    got = answer(TableLLM(LOOPING), [1, 1], max_new_tokens=60, num_beams=2, loops=policy)
-    for a in got:
-        assert len(a.tokens) < 24
-    assert got[0] == got[1]
+@pytest.mark.parametrize(
+    ("policy", "tokens", "reason"), [("cut", [2, 3], "loop"), ("forbid", [2, 3, 4], "stop")]
+)
+def test_beams_leave_loops(policy, tokens, reason):
+    settings = {"max_new_tokens": 60, "num_beams": 2, "loops": policy}
+    free = answer(TableLLM(LOOPING), [1, 4], **settings | {"loops": "none"})
+    assert len(free[0].tokens) > 24
+    got = answer(TableLLM(LOOPING), [1, 4], **settings)
+    assert (got[0].tokens, got[0].finish_reason, got[0].loops) == (tokens, reason, 1)
+    assert got[1] == free[1]
+
+
+def test_numbers_are_folded_where_they_are_known():
+    table = [[1e-6] * VOCAB for _ in range(VOCAB)]
+    table[1][2] = table[2][3] = table[3][4] = table[4][1] = 0.9
+    for beams in (1, 2):
+        ask = {"max_new_tokens": 100, "loops": "cut", "num_beams": beams}
+        exact = answer(TableLLM(table), [1], **ask)[0]
+        assert (exact.tokens, exact.loops) == ([2, 3, 4, 1], 1)
+        # With all of them numbers nothing but exact loops are found; the same again.
+        folded = generate(
+            TableLLM(table), [Prompt([1])], Decoding(**ask), stop_ids=[STOP], placeholder_id=0,
+            number_ids=[2],
+        )[0]  # fmt: skip
+        assert folded == exact
 
 
 @pytest.mark.parametrize(
@@ -170,6 +191,11 @@ def test_beams_leave_loops(policy):
         ({"top_p": 0}, "top_p"),
         ({"loops": "forbidden"}, "did you mean 'forbid'"),
         ({"num_beams": 2, "temperature": 1}, "beams do not sample"),
+        ({"num_beams": True}, "num_beams"),
+        ({"seed": -1}, "seed"),
+        ({"temperature": None}, "temperature"),
+        ({"length_penalty": float("nan")}, "length_penalty"),
+        ({"top_p": 0.9}, "nothing is drawn"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -180,3 +206,16 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_answers_must_fit_the_positions_of_the_llm():
     with pytest.raises(InputError, match="512 positions"):
         answer(TableLLM(LOOPING), [1], max_new_tokens=512)
+
+
+def test_a_limit_of_the_prompt():
+    model = TableLLM(LOOPING)
+    prompts = [Prompt([1], max_new_tokens=n) for n in (3, 100)]
+    got = generate(model, prompts, Decoding(7), stop_ids=[STOP], placeholder_id=0)
+    assert [len(a.tokens) for a in got] == [3, 7]
+    assert generate(model, [], Decoding(7), stop_ids=[STOP], placeholder_id=0) == []
+
+
+def test_placeholders_need_frames():
+    with pytest.raises(ValueError, match="2 placeholders in prompts without frames"):
+        generate(TableLLM(LOOPING), [Prompt([1, 0, 0])], stop_ids=[STOP], placeholder_id=0)

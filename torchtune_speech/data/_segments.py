@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,7 +29,7 @@ JOINED_TASKS = ("asr", "st")
 
 def segment_samples(
     samples: Iterable[Sample],
-    windows_of: Callable[[AudioCut], Sequence[tuple[float, float]]],
+    windows_of: Callable[[AudioCut, float], Sequence[tuple[float, float]]],
     *,
     overlap_s: float = 0.0,
 ) -> list[Sample]:
@@ -40,18 +42,23 @@ def segment_samples(
 
     Args:
         samples: rows of a manifest.
-        windows_of: offset and duration of each window within a stretch of audio, in seconds.
-        overlap_s: what two windows have in common, in seconds; noted in the rows.
+        windows_of: stretch of audio and overlap to the offset and duration of each window in it,
+            all in seconds of the recording.
+        overlap_s: what two windows have in common, in seconds, where answers are joined; a question
+            is never asked about the same seconds twice.
 
     Returns:
         The samples, in order. Those of one window stay as they are.
     """
     result = []
     for sample in samples:
-        cuts = [part for cut in sample.audio for part in _parts(cut, windows_of(cut))]
+        joined = sample.task in JOINED_TASKS and not sample.messages
+        parts = [_parts(cut, windows_of(cut, overlap_s if joined else 0.0)) for cut in sample.audio]
+        cuts = [cut for several in parts for cut in several]
         if len(cuts) == len(sample.audio):
             result.append(sample)
-        elif sample.task in JOINED_TASKS and not sample.messages:
+        elif joined:
+            segment = {"segment_of": sample.id, "num_segments": len(cuts), "overlap_s": overlap_s}
             result += [
                 dataclasses.replace(
                     sample,
@@ -59,13 +66,30 @@ def segment_samples(
                     audio=(cut,),
                     target="",
                     source_text=None,
-                    extra={**sample.extra, "segment_of": sample.id, "overlap_s": overlap_s},
+                    extra={**sample.extra, **segment},
                 )
                 for number, cut in enumerate(cuts)
             ]
         else:
-            result.append(dataclasses.replace(sample, audio=tuple(cuts)))
+            messages = _with_marks(sample.messages, [len(several) for several in parts])
+            result.append(dataclasses.replace(sample, audio=tuple(cuts), messages=messages))
     return result
+
+
+def _with_marks(
+    messages: Sequence[Mapping[str, Any]], counts: Sequence[int]
+) -> tuple[Mapping[str, Any], ...]:
+    """As many ``{speech}`` in place of each one as its audio has windows."""
+    rest = iter(counts)
+    return tuple(
+        m
+        if m["role"] == "assistant"
+        else {
+            **m,
+            "content": re.sub(r"\{speech\}", lambda mark: mark[0] * next(rest), m["content"]),
+        }
+        for m in messages
+    )
 
 
 def _parts(cut: AudioCut, windows: Sequence[tuple[float, float]]) -> list[AudioCut]:
@@ -108,13 +132,13 @@ def segment_manifest(
     if overlap_s and at == "silence":
         raise InputError("overlap: windows cut at silence have none; cut at fixed places")
 
-    def windows_of(cut: AudioCut) -> list[tuple[float, float]]:
-        path = resolve_audio(manifest, cut)
+    def windows_of(cut: AudioCut, overlap_s: float) -> list[tuple[float, float]]:
+        path, rate = resolve_audio(manifest, cut), 16_000
+        longest = window_s * cut.speed  # in seconds of the recording
         seconds = audio_seconds(path, cut.offset_s, cut.duration_s)
-        if seconds <= window_s or at == "fixed":
-            return fixed_windows(seconds, window_s, overlap_s)
-        rate = 16_000
-        return silence_windows(load_audio(path, rate, cut.offset_s, cut.duration_s), rate, window_s)
+        if seconds <= longest or at == "fixed":
+            return fixed_windows(seconds, longest, overlap_s)
+        return silence_windows(load_audio(path, rate, cut.offset_s, cut.duration_s), rate, longest)
 
     samples = load_manifest(manifest, require_target=False)
     shown = tqdm(samples, desc="segment", unit="sample")

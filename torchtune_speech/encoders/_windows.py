@@ -1,5 +1,7 @@
 """Where long audio is cut: at fixed places, or where it is silent."""
 
+import math
+
 import numpy as np
 from torch import Tensor
 
@@ -11,6 +13,8 @@ Window = tuple[float, float]
 # The fixed windows' last one is no shorter than this share of the others.
 _SHORTEST = 1 / 3
 _HOP_S, _SMOOTH_S = 0.05, 0.2
+# So far below the middle of the recording, quiet is quiet.
+_DEEPEST_DB = 40.0
 
 
 def fixed_windows(
@@ -36,6 +40,7 @@ def fixed_windows(
         >>> fixed_windows(65.0)
         [(0.0, 30.0), (30.0, 17.5), (47.5, 17.5)]
     """
+    _check_window(window_s)
     if not 0 <= overlap_s < window_s:
         raise InputError(
             f"overlap: {overlap_s:g} s of windows of {window_s:g} s; make it 0 or more, and "
@@ -57,7 +62,7 @@ def silence_windows(
     waveform: Tensor,
     sampling_rate: int,
     max_s: float = 30.0,
-    min_s: float = 2.0,
+    min_s: float | None = None,
     cut_cost_db: float = 20.0,
 ) -> list[Window]:
     """Windows whose borders lie where the audio is quietest.
@@ -70,7 +75,8 @@ def silence_windows(
         waveform: mono audio, ``[samples]``.
         sampling_rate: in Hz.
         max_s: longest window, in seconds.
-        min_s: shortest window, in seconds (of audio that is long enough).
+        min_s: shortest window, in seconds (of audio that is long enough). Default: 2, or half of
+            ``max_s`` where that is less.
         cut_cost_db: what a cut costs besides its loudness, in decibel.
 
     Returns:
@@ -78,12 +84,15 @@ def silence_windows(
         without gap or overlap.
 
     Raises:
-        InputError: if ``min_s`` is more than half of ``max_s``: not all audio could be cut then.
+        InputError: if ``max_s`` is not above 0, or ``min_s`` more than half of it: not all audio
+            could be cut then.
 
     Example:
         >>> silence_windows(load_audio("talk.flac"), 16_000)[:2]
         [(0.0, 21.35), (21.35, 28.9)]
     """
+    _check_window(max_s)
+    min_s = min(2.0, max_s / 2) if min_s is None else min_s
     if not 0 < min_s <= max_s / 2:
         raise InputError(
             f"window: {min_s:g} to {max_s:g} s; the shortest may be half of the longest at most"
@@ -91,20 +100,28 @@ def silence_windows(
     duration_s = len(waveform) / sampling_rate
     if duration_s <= max_s:
         return [(0.0, round(duration_s, 3))]
-    cost = _loudness_db(waveform, sampling_rate) + cut_cost_db
-    cuts = _cheapest_cuts(cost, round(min_s / _HOP_S), int(max_s / _HOP_S))
-    edges = [0.0, *(cut * _HOP_S for cut in cuts), duration_s]
+    hop = round(_HOP_S * sampling_rate)
+    hop_s = hop / sampling_rate
+    cost = _loudness_db(waveform, hop) + cut_cost_db
+    longest = max(int(max_s / hop_s), 2)
+    cuts = _cheapest_cuts(cost, min(math.ceil(min_s / hop_s), longest // 2), longest)
+    edges = [0.0, *(cut * hop_s for cut in cuts), duration_s]
     return [
         (round(start, 3), round(end - start, 3))
         for start, end in zip(edges, edges[1:], strict=False)
     ]
 
 
-def _loudness_db(waveform: Tensor, sampling_rate: int) -> np.ndarray:
+def _check_window(window_s: float) -> None:
+    if not 0 < window_s < math.inf:
+        raise InputError(f"window: {window_s:g} s; give a length above 0, such as 30")
+
+
+def _loudness_db(waveform: Tensor, hop: int) -> np.ndarray:
     """Loudness around each multiple of the hop, over that of the quietest, in decibel, ``[n]``."""
-    hop = round(_HOP_S * sampling_rate)
     samples = waveform.numpy().astype(np.float64)
-    count = len(samples) // hop
+    count = math.ceil(len(samples) / hop)
+    samples = np.pad(samples, (0, count * hop - len(samples)))
     power = (samples[: count * hop].reshape(count, hop) ** 2).mean(axis=1)
     width = max(round(_SMOOTH_S / _HOP_S), 1)
     # Place n lies between hops n - 1 and n: as many of them on either side.
@@ -113,6 +130,8 @@ def _loudness_db(waveform: Tensor, sampling_rate: int) -> np.ndarray:
     last = np.clip(np.arange(count + 1) + width // 2, 0, count)
     mean = (sums[last] - sums[first]) / np.maximum(last - first, 1)
     level = 10 * np.log10(np.maximum(mean, 1e-10))
+    # A patch of digital silence is no better a place than a pause, and must not look so.
+    level = np.maximum(level, np.median(level) - _DEEPEST_DB)
     return level - level.min()
 
 

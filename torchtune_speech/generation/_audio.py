@@ -1,5 +1,6 @@
 """From one waveform and an instruction to an answer."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -13,10 +14,11 @@ from torchtune_speech.data import (
     Sample,
 )
 from torchtune_speech.encoders import Encoder
+from torchtune_speech.errors import InputError
 from torchtune_speech.features import average_frames
 from torchtune_speech.generation._generate import generate
 from torchtune_speech.generation._join import join_texts
-from torchtune_speech.generation._settings import Decoding, Prompt
+from torchtune_speech.generation._settings import Decoding, Prompt, speech_token_limit
 from torchtune_speech.models import SpeechLLM
 
 
@@ -33,6 +35,8 @@ def answer_audio(
     overlap_s: float = 0.0,
     frame_average: int = 1,
     settings: Decoding | None = None,
+    speech_tokens_per_second: float | None = None,
+    max_seq_len: int | None = None,
     batch_size: int = 8,
     cache_dtype: torch.dtype = torch.float32,
 ) -> str:
@@ -52,11 +56,17 @@ def answer_audio(
         overlap_s: what two windows have in common, in seconds.
         frame_average: frames averaged into one, as in the feature store of the training.
         settings: of decoding.
+        speech_tokens_per_second: the answer also has at most this many tokens for each second that
+            it is about, see :func:`speech_token_limit`. Default None: the settings' limit alone.
+        max_seq_len: longest prompt, in tokens. Default None: what the LLM can take.
         batch_size: windows encoded and answered together.
         cache_dtype: dtype of the cached keys and values.
 
     Returns:
         The answer.
+
+    Raises:
+        InputError: if the prompt is too long.
     """
     rate = encoder.sampling_rate
     pieces = [
@@ -68,10 +78,20 @@ def answer_audio(
         for start in range(0, len(pieces), batch_size)
         for one in encoder(pieces[start : start + batch_size])
     ]
-    heard = [[one] for one in frames] if join else [frames]
-    prompts = [
-        audio_prompt(one, instruction, model=model, chat=chat, templates=templates) for one in heard
-    ]
+    # Frames of one piece, or of all, and the seconds they are of.
+    heard = [([f], len(piece) / rate) for f, piece in zip(frames, pieces, strict=True)]
+    if not join:
+        heard = [(frames, sum(seconds for _, seconds in heard))]
+    prompts = []
+    for number, (some, seconds) in enumerate(heard):
+        prompt = audio_prompt(some, instruction, model=model, chat=chat, templates=templates)
+        if max_seq_len is not None and len(prompt.tokens) > max_seq_len:
+            raise InputError(
+                f"audio: {len(prompt.tokens)} tokens as a prompt, max_seq_len is {max_seq_len}; "
+                "raise it, or let the windows be answered one by one (long_answer=join)"
+            )
+        limit = speech_tokens_per_second and speech_token_limit(seconds, speech_tokens_per_second)
+        prompts.append(dataclasses.replace(prompt, max_new_tokens=limit, seed=number))
     answers = [
         answer
         for start in range(0, len(prompts), batch_size)

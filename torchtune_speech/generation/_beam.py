@@ -6,16 +6,46 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from torchtune_speech.generation._cycles import LoopDetector
+from torchtune_speech.generation._choose import forbid
+from torchtune_speech.generation._cycles import Cycle, LoopDetector
 from torchtune_speech.generation._session import DecodingSession
 from torchtune_speech.generation._settings import Answer, Decoding, Prompt
+from torchtune_speech.generation._tokenwise import MAX_RETURNS
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Hypothesis:
+    """A beginning of an answer, or a finished one.
+
+    Args:
+        tokens: so far.
+        scores: summed log-probability after each token.
+        detector: has seen the tokens; None when loops are let run.
+        cycle: the first loop in them.
+        finish_reason: None while it is alive.
+    """
+
     tokens: list[int]
-    score: float  # summed log-probability
+    scores: list[float]
     detector: LoopDetector | None
+    cycle: Cycle | None = None
+    finish_reason: str | None = None
+
+    @property
+    def score(self) -> float:
+        return self.scores[-1] if self.scores else 0.0
+
+    def followed_by(self, token: int, score: float) -> "_Hypothesis":
+        detector = self.detector and self.detector.copy()
+        found = detector.add(token) if detector else None
+        tokens, scores = [*self.tokens, token], [*self.scores, score]
+        return _Hypothesis(tokens, scores, detector, self.cycle or found)
+
+    def first_cycle_only(self) -> "_Hypothesis":
+        length = self.cycle.start + len(self.cycle.unit)
+        detector = self.detector.copy()
+        detector.rewind(length)
+        return _Hypothesis(self.tokens[:length], self.scores[:length], detector)
 
 
 class _Search:
@@ -25,15 +55,22 @@ class _Search:
         self, number: int, prompt: Prompt, settings: Decoding, number_ids: Collection[int]
     ) -> None:
         self.number, self.width = number, settings.num_beams
-        limit = prompt.max_new_tokens or settings.max_new_tokens
-        self.limit = min(limit, settings.max_new_tokens)
-        self.penalty, self.policy = settings.length_penalty, settings.loops
-        detector = None if settings.loops == "none" else LoopDetector(number_ids)
-        first = _Hypothesis([], 0.0, detector)
-        # All begin alike: only the first may branch out.
-        self.live = [first] + [_Hypothesis([], -torch.inf, detector)] * (self.width - 1)
-        self.finished: list[tuple[float, Answer]] = []
-        self.loops = 0
+        self.limit, self.penalty = settings.limit(prompt), settings.length_penalty
+        self.policy = settings.loops
+        self.units: list[tuple[int, ...]] = []
+        self.finished: list[tuple[float, _Hypothesis]] = []
+        detector = None if self.policy == "none" else LoopDetector(number_ids)
+        self._begin(_Hypothesis([], [], detector))
+        self.parents = list(range(self.width))
+
+    def _begin(self, first: _Hypothesis) -> None:
+        """Let only one hypothesis branch out: all others are worth nothing."""
+        nothing = dataclasses.replace(first, scores=[*first.scores[:-1], -torch.inf])
+        self.live = [first] + [nothing] * (self.width - 1)
+
+    def banned(self, hypothesis: _Hypothesis) -> list[int]:
+        """Tokens that would begin a forbidden cycle anew, right after it was said."""
+        return [u[0] for u in self.units if hypothesis.detector.ends_with(u)]
 
     def step(self, candidates: Sequence[tuple[float, int, int]], stop_ids: Sequence[int]) -> None:
         """Take the best continuations.
@@ -47,32 +84,40 @@ class _Search:
         for rank, (score, parent, token) in enumerate(candidates):
             if len(self.live) == self.width or score == -torch.inf:
                 break
-            old = before[parent]
-            if token in stop_ids:
-                if rank < self.width:
-                    self._finish(old.tokens, score, "stop", len(old.tokens) + 1)
-                continue
-            detector = old.detector and old.detector.copy()
-            cycle = detector.add(token) if detector else None
-            if cycle is not None:
-                self.loops += 1
-                if self.policy == "cut":
-                    kept = old.tokens[: cycle.start + len(cycle.unit)]
-                    self._finish(kept, score, "loop", len(old.tokens) + 1)
-                continue
-            self.live.append(_Hypothesis([*old.tokens, token], score, detector))
-            self.parents.append(parent)
-        if not self.live and not self.finished:  # everything ran into loops
-            self._finish(before[0].tokens, before[0].score, "loop", len(before[0].tokens))
+            if token not in stop_ids:
+                self.live.append(before[parent].followed_by(token, score))
+                self.parents.append(parent)
+            elif rank < self.width:
+                self._finish(before[parent], score, "stop", len(before[parent].tokens) + 1)
         # Keep the number of hypotheses where too few continuations were left.
         while self.live and len(self.live) < self.width:
             first = self.live[0]
-            self.live.append(dataclasses.replace(first, score=-torch.inf))
+            self.live.append(dataclasses.replace(first, scores=[*first.scores[:-1], -torch.inf]))
             self.parents.append(self.parents[0])
+        if self.live and self.live[0].cycle is not None:
+            self._leave_loop(self.live[0])
 
-    def _finish(self, tokens: list[int], score: float, reason: str, length: int) -> None:
-        answer = Answer(list(tokens), reason, self.loops)
-        self.finished.append((score / max(length, 1) ** self.penalty, answer))
+    def _leave_loop(self, looping: _Hypothesis) -> None:
+        """Go back to the end of the first cycle: to end there, or to search on without it."""
+        kept, unit = looping.first_cycle_only(), looping.cycle.unit
+        self.units.append(unit)
+        if self.policy == "cut" or len(self.units) > MAX_RETURNS:
+            self.live, self.finished = [], []
+            self._finish(kept, kept.score, "loop", len(kept.tokens))
+            return
+        # What was finished beyond this place has said the cycle again.
+        length = len(kept.tokens)
+        self.finished = [
+            (value, h)
+            for value, h in self.finished
+            if len(h.tokens) <= length or h.tokens[:length] != kept.tokens
+        ]
+        self._begin(kept)
+        self.parents = [self.parents[0]] * self.width
+
+    def _finish(self, hypothesis: _Hypothesis, score: float, reason: str, length: int) -> None:
+        ended = dataclasses.replace(hypothesis, finish_reason=reason)
+        self.finished.append((score / max(length, 1) ** self.penalty, ended))
         self.finished.sort(key=lambda pair: -pair[0])
         del self.finished[self.width :]
 
@@ -87,14 +132,18 @@ class _Search:
         length = len(self.live[0].tokens)
         if length >= self.limit:
             for h in self.live:
-                self._finish(h.tokens, h.score, "length", length)
+                self._finish(h, h.score, "length", length)
             self.live = []
             return True
-        best = max(h.score for h in self.live) / length**self.penalty
+        best = self.live[0].score / max(length, 1) ** self.penalty
         return len(self.finished) == self.width and best <= self.finished[-1][0]
 
     def answer(self) -> Answer:
-        return dataclasses.replace(self.finished[0][1], loops=self.loops)
+        best = self.finished[0][1]
+        loops = len(self.units)
+        if best.cycle is not None:  # it looped while another hypothesis was ahead
+            return Answer(best.first_cycle_only().tokens, "loop", loops + 1)
+        return Answer(best.tokens, best.finish_reason, loops)
 
 
 def decode_beams(
@@ -108,8 +157,8 @@ def decode_beams(
     """Decode each prompt's answer by beam search.
 
     A search ends when it has ``num_beams`` finished hypotheses and none that is alive scores better
-    at its present length. Hypotheses that run into a loop are dropped (policy ``forbid``) or count
-    as finished after their first cycle (``cut``).
+    at its present length. When its best hypothesis runs into a loop, it ends with the first cycle
+    of that (policy ``cut``) or goes back to there and searches on without the cycle (``forbid``).
 
     Args:
         session: has read the prompts.
@@ -136,8 +185,7 @@ def decode_beams(
         answers |= {search.number: search.answer() for search in searches if done[search.number]}
         if len(answers) == len(prompts):
             return [answers[number] for number in range(len(prompts))]
-        _follow(session, searches, done, width)
-        searches = [search for search in searches if not done[search.number]]
+        searches = _follow(session, searches, done, width)
         logits = session.next([h.tokens[-1] for search in searches for h in search.live])
 
 
@@ -150,11 +198,14 @@ def _candidates(
 ) -> list[list[tuple[float, int, int]]]:
     """The best continuations of each search: score, hypothesis, token."""
     vocab = logits.shape[1]
-    scores = [h.score for search in searches for h in search.live]
-    totals = torch.log_softmax(logits, dim=1) + torch.tensor(scores, device=logits.device)[:, None]
-    # Each hypothesis may give its stop tokens and a loop away.
-    count = min(width * (2 + num_stops), width * vocab)
-    best, place = totals.view(len(searches), -1).topk(count, dim=1)
+    hypotheses = [(search, h) for search in searches for h in search.live]
+    scores = torch.tensor([h.score for _, h in hypotheses], device=logits.device)
+    log_probabilities = forbid(
+        torch.log_softmax(logits, dim=1), [search.banned(h) for search, h in hypotheses]
+    )
+    totals = (log_probabilities + scores[:, None]).view(len(searches), -1)
+    # Each hypothesis may give its stop tokens away.
+    best, place = totals.topk(min(width * (1 + num_stops), width * vocab), dim=1)
     best, place = session.agree(best).tolist(), session.agree(place).tolist()
     return [
         [(score, at // vocab, at % vocab) for score, at in zip(row, places, strict=True)]
@@ -164,8 +215,12 @@ def _candidates(
 
 def _follow(
     session: DecodingSession, searches: Sequence[_Search], done: dict[int, bool], width: int
-) -> None:
-    """Let the cache follow the hypotheses: each takes its parent's tokens."""
+) -> list[_Search]:
+    """Let the cache follow the hypotheses, each in its parent's row; drop searches that are over.
+
+    Returns:
+        The searches that go on.
+    """
     rows, kept = [], []
     for number, search in enumerate(searches):
         same = range(number * width, (number + 1) * width)
@@ -175,3 +230,8 @@ def _follow(
         session.cache.reorder(rows)
     if len(kept) < len(rows):
         session.cache.select(kept)
+    alive = [search for search in searches if not done[search.number]]
+    for row, h in enumerate(h for search in alive for h in search.live):
+        # All but the last token stay: fewer than there are after a return from a loop.
+        session.cache.rewind(row, len(h.tokens) - 1)
+    return alive

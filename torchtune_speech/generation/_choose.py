@@ -43,6 +43,6 @@ def sample(logits_rv: Tensor, uniform_r: Tensor, temperature: float, top_p: floa
     nucleus = ordered.masked_fill(total - ordered >= top_p, 0.0).cumsum(dim=1)
     wanted = uniform_r.to(nucleus)[:, None] * nucleus[:, -1:]
     # The first place whose running total passes the number; rounding may leave none.
-    place = (nucleus <= wanted).sum(dim=1).clamp(max=nucleus.shape[1] - 1)
-    last = (ordered > 0).sum(dim=1) - 1
+    place = (nucleus <= wanted).sum(dim=1)
+    last = ((total - ordered < top_p) & (ordered > 0)).sum(dim=1) - 1
     return tokens.gather(1, torch.minimum(place, last)[:, None])[:, 0]

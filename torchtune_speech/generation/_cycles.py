@@ -1,5 +1,6 @@
 """Finding a repetition loop while it is decoded."""
 
+import copy
 import dataclasses
 from collections.abc import Collection
 
@@ -80,8 +81,7 @@ class CycleDetector:
 
     def copy(self) -> "CycleDetector":
         """A detector that has seen the same."""
-        other = CycleDetector.__new__(CycleDetector)
-        other._needed, other._length = self._needed, self._length
+        other = copy.copy(self)
         other._equal, other._tokens = self._equal.copy(), self._tokens.copy()
         return other
 
@@ -157,8 +157,8 @@ class LoopDetector:
 
     def copy(self) -> "LoopDetector":
         """A detector that has seen the same."""
-        other = LoopDetector.__new__(LoopDetector)
-        other._numbers, other._tokens = self._numbers, self._tokens.copy()
+        other = copy.copy(self)
+        other._tokens = self._tokens.copy()
         other._exact = self._exact.copy()
         other._counting = self._counting and self._counting.copy()
         return other

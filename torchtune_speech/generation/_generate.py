@@ -54,12 +54,13 @@ def generate(
         >>> chat.decode(answers[0].tokens)
     """
     settings = settings or Decoding()
-    limits = [p.max_new_tokens or settings.max_new_tokens for p in prompts]
+    if not prompts:
+        return []
     with _evaluation_mode(model):
         session = DecodingSession(
             model,
             prompts,
-            new_len=min(max(limits), settings.max_new_tokens),
+            new_len=max(map(settings.limit, prompts)),
             placeholder_id=placeholder_id,
             forbidden_ids=[i for i in forbidden_ids if i not in stop_ids],
             cache_dtype=cache_dtype,

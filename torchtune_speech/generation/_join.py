@@ -1,14 +1,17 @@
 """The texts of the windows of one recording, put together."""
 
 from collections.abc import Iterable, Sequence
-from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Any
 
 import regex
 
-# Words that may be said in a second, generously: so far a seam is looked for.
+# Words that may be said in a second, generously: so long may a seam be.
 _WORDS_PER_S = 6
+# Words (or Chinese characters) that the edge of a window may have cut or garbled.
+_CUT_WORDS = 2
+# A shorter run in common is chance.
+_SEAM_LETTERS = 4
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
 _WORD = regex.compile(rf"{_UNSPACED}|[^\s\p{{Han}}\p{{Hiragana}}\p{{Katakana}}]+")
 
@@ -16,10 +19,10 @@ _WORD = regex.compile(rf"{_UNSPACED}|[^\s\p{{Han}}\p{{Hiragana}}\p{{Katakana}}]+
 def join_texts(texts: Sequence[str], overlap_s: float = 0.0) -> str:
     """Join texts one after the other.
 
-    Where the windows overlap, the words in the overlap come twice. They are looked for among the
-    last words of one text and the first of the next: the longest run of words that both have (case
-    and punctuation aside) is kept once, and what lies outside of it towards the seam, where a
-    window's edge cuts words, is dropped. Without such a run, the texts are joined as they are.
+    Where the windows overlap, the words in the overlap come twice: one text ends with what the next
+    begins with, up to two words that a window's edge has cut on either side. The longest such run
+    (case and punctuation aside) is kept once and the cut words are dropped. Without one, as in a
+    translation that words the overlap in two ways, the texts are joined as they are.
 
     Args:
         texts: in order; empty ones are left out.
@@ -44,12 +47,37 @@ def join_texts(texts: Sequence[str], overlap_s: float = 0.0) -> str:
 def _without_overlap(left: str, right: str, num_words: int) -> tuple[str, str]:
     ends = list(_WORD.finditer(left))[-num_words:]
     begins = list(_WORD.finditer(right))[:num_words]
-    a, b = [_plain(m.group()) for m in ends], [_plain(m.group()) for m in begins]
-    run = SequenceMatcher(None, a, b, autojunk=False).find_longest_match()
-    # One short word in common is chance.
-    if run.size == 0 or (run.size == 1 and len(a[run.a]) < 4):
+    size, dropped, skipped = _seam(
+        [_plain(word.group()) for word in ends], [_plain(word.group()) for word in begins]
+    )
+    if size == 0:
         return left, right
-    return left[: ends[run.a].start()].rstrip(), right[begins[run.b].start() :]
+    first = ends[len(ends) - dropped - size]
+    return left[: first.start()].rstrip(), right[begins[skipped].start() :]
+
+
+def _seam(ends: list[str], begins: list[str]) -> tuple[int, int, int]:
+    """Longest run of words at the seam: its length, what is left of it on either side.
+
+    A seam further in would drop words that nobody has said twice.
+    """
+    best = (0, 0, 0)
+    for dropped in range(_CUT_WORDS + 1):
+        for skipped in range(_CUT_WORDS + 1):
+            most = min(len(ends) - dropped, len(begins) - skipped)
+            size = next(
+                (
+                    n
+                    for n in range(most, 0, -1)
+                    if ends[len(ends) - dropped - n : len(ends) - dropped]
+                    == begins[skipped : skipped + n]
+                ),
+                0,
+            )
+            letters = sum(map(len, begins[skipped : skipped + size]))
+            if letters >= _SEAM_LETTERS and size > best[0]:
+                best = (size, dropped, skipped)
+    return best
 
 
 def _plain(word: str) -> str:
@@ -72,7 +100,8 @@ def join_segment_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         The rows, with the windows of a recording as one: ``prediction`` joined, ``num_tokens``,
         ``seconds``, ``duration_s`` and ``loops`` added up, ``finish_reason`` the first that is not
-        ``stop``, and ``segments`` with each window's place and text.
+        ``stop``, ``segments`` with each window's place and text, and ``missing_segments`` where
+        some were not answered.
     """
     result = []
     for (whole, _), group in groupby(rows, key=lambda r: (r.get("segment_of"), r["task"])):
@@ -89,6 +118,7 @@ def _joined(whole: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
         for name in ("num_tokens", "seconds", "duration_s", "loops")
         if any(part.get(name) for part in parts)
     }
+    missing = parts[0].get("num_segments", 0) - len(parts)
     return row | {
         "id": whole,
         "prediction": join_texts([p["prediction"] for p in parts], parts[0].get("overlap_s", 0.0)),
@@ -98,7 +128,8 @@ def _joined(whole: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
             {name: part[name] for name in ("offset", "duration", "prediction") if name in part}
             for part in parts
         ],
+        **({"missing_segments": missing} if missing > 0 else {}),
     }
 
 
-_OF_A_WINDOW = ("segment_of", "overlap_s", "offset", "duration", "target")
+_OF_A_WINDOW = ("segment_of", "num_segments", "overlap_s", "offset", "duration", "target")

@@ -144,5 +144,5 @@ def prediction_row(
 
 _COLUMNS = frozenset(
     "id task audio offset duration source_lang target_lang domain speaker source_text question "
-    "choices target segment_of overlap_s".split()
+    "choices target instruction segment_of num_segments overlap_s".split()
 )

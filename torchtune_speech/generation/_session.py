@@ -67,11 +67,14 @@ class DecodingSession:
         tokens = torch.tensor([t for p in prompts for t in p.tokens], device=self._device)
         frames = [f for p in prompts for f in p.frames]
         speech = {}
+        placeholders = (tokens == self._placeholder_id).nonzero().flatten()
+        if len(placeholders) and not frames:
+            raise ValueError(f"{len(placeholders)} placeholders in prompts without frames")
         if frames:
             speech = {
                 "frames": torch.cat(frames).float().to(self._device),
                 "frame_lengths": torch.tensor([len(f) for f in frames]),
-                "speech_index": (tokens == self._placeholder_id).nonzero().flatten(),
+                "speech_index": placeholders,
             }
         ends = torch.tensor(self.cache.lengths, device=self._device).cumsum(0) - 1
         logits = self._model(tokens[None], cache=self.cache, select=ends, **speech)

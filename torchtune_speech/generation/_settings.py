@@ -61,7 +61,7 @@ class Decoding:
         seed: of the draws.
         loops: what is done when an answer runs into a repetition loop: ``none`` lets it run,
             ``cut`` ends it after the first cycle, ``forbid`` goes back to there and decodes on
-            without that cycle.
+            without that cycle. Beams act when their best hypothesis loops.
 
     Raises:
         InputError: for a value out of its range, or two that exclude each other.
@@ -76,12 +76,15 @@ class Decoding:
     loops: str = "none"
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "num_beams"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise InputError(f"{name}: {value!r}; give a whole number of at least 1")
-        if not 0 <= self.temperature < math.inf:
+        for name, least in (("max_new_tokens", 1), ("num_beams", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"{name}: {value!r}; give a whole number of at least {least}")
+        if not _is_number(self.length_penalty):
+            raise InputError(f"length_penalty: {self.length_penalty!r}; give a number, such as 1.0")
+        if not _is_number(self.temperature) or self.temperature < 0:
             raise InputError(f"temperature: {self.temperature!r}; give 0 (best token) or more")
-        if not 0 < self.top_p <= 1:
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise InputError(f"top_p: {self.top_p!r}; give a share above 0, up to 1 (all tokens)")
         if self.loops not in LOOP_POLICIES:
             near = did_you_mean(str(self.loops), LOOP_POLICIES)
@@ -90,6 +93,21 @@ class Decoding:
             )
         if self.num_beams > 1 and self.temperature > 0:
             raise InputError("num_beams, temperature: beams do not sample; set one of the two back")
+        if self.top_p < 1 and self.temperature == 0:
+            raise InputError(
+                "top_p: nothing is drawn at temperature 0; set temperature, or top_p=1"
+            )
+
+    def limit(self, prompt: Prompt) -> int:
+        """Longest answer to a prompt, in tokens."""
+        if prompt.max_new_tokens is None:
+            return self.max_new_tokens
+        return min(prompt.max_new_tokens, self.max_new_tokens)
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
 
 
 def speech_token_limit(seconds: float, tokens_per_second: float, extra: int = 16) -> int:
@@ -103,8 +121,16 @@ def speech_token_limit(seconds: float, tokens_per_second: float, extra: int = 16
     Returns:
         Number of tokens.
 
+    Raises:
+        InputError: if the rate is no positive number.
+
     Example:
         >>> speech_token_limit(10.0, tokens_per_second=8)
         96
     """
+    if not _is_number(tokens_per_second) or tokens_per_second <= 0:
+        raise InputError(
+            f"speech_tokens_per_second: {tokens_per_second!r}; give a number above 0, such as 8, "
+            "or null for no limit"
+        )
     return math.ceil(seconds * tokens_per_second) + extra

@@ -22,8 +22,7 @@ class _Row:
         self, number: int, prompt: Prompt, settings: Decoding, number_ids: Collection[int]
     ) -> None:
         self.number = number
-        limit = prompt.max_new_tokens or settings.max_new_tokens
-        self.limit = min(limit, settings.max_new_tokens)
+        self.limit = settings.limit(prompt)
         self.policy = settings.loops
         self.random = np.random.default_rng([settings.seed, prompt.seed])
         self.detector = None if settings.loops == "none" else LoopDetector(number_ids)
@@ -100,7 +99,7 @@ def _choose(
     if settings.temperature == 0:
         tokens = logits.argmax(dim=1)
     else:
-        uniform = torch.tensor([row.random.random() for row in rows])
+        uniform = torch.tensor([row.random.random() for row in rows], dtype=torch.float64)
         tokens = sample(logits, uniform, settings.temperature, settings.top_p)
     return session.agree(tokens).tolist()
 

@@ -142,7 +142,8 @@ class DecodingCache:
             rows: numbers of the rows.
         """
         index = torch.tensor(rows, device=self._device)
-        self._layers = [tuple(x.index_select(0, index) for x in layer) for layer in self._layers]
+        for i, layer in enumerate(self._layers):  # so that no second cache is ever whole
+            self._layers[i] = tuple(x.index_select(0, index) for x in layer)
         self.lengths = [self.lengths[i] for i in rows]
         self.counts = [self.counts[i] for i in rows]
 

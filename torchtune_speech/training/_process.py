@@ -75,11 +75,12 @@ def join_processes(backend: str, *, timeout: timedelta | None = None) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
-def start_process(device: str) -> Process:
+def start_process(device: str, *, timeout: timedelta | None = None) -> Process:
     """Join the other processes when ``torchrun`` started several, and set up the device.
 
     Args:
         device: ``cpu``, ``cuda``, or another torch device type.
+        timeout: longest wait for the others. Default None: torch's, 10 to 30 minutes.
 
     Returns:
         This process.
@@ -89,7 +90,7 @@ def start_process(device: str) -> Process:
     """
     here = find_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        join_processes(training.get_distributed_backend(here.type))
+        join_processes(training.get_distributed_backend(here.type), timeout=timeout)
     world_size, rank = utils.get_world_size_and_rank()
     return Process(here, rank, world_size)
 
