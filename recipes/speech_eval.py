@@ -1,24 +1,51 @@
 """Scores predictions: WER, BLEU, chrF, TER, answers, faulty outputs; by task and language.
 
 Reads what `speech_generate` wrote (JSON lines with `id`, `task`, `target`, `prediction` and, where
-known, `source_lang`, `target_lang`, `domain`, `finish_reason`), prints a table and writes it all to
-a JSON file.
+known, `source_lang`, `target_lang`, `domain`, `finish_reason`), prints a table and writes
+
+- report.json: all scores with 95 % intervals (docs/report_schema.md),
+- report.html: a page with plots, the worst samples, and all samples to filter, read and hear,
+- report.samples.jsonl: the samples with their scores, for `torchtune-speech agreement` and you.
+
+COMET, BERTScore and a judge are computed where they are asked for. With `mcif_reference=FILE.xml`
+the predictions of an official source file, JSON lines or XML, are scored as the
+Instruction-following task does, beside all other scores.
 """
 
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torchtune.utils import get_logger
 
 from torchtune_speech import config
-from torchtune_speech.data import Sample, load_manifest
+from torchtune_speech.data import (
+    Sample,
+    load_manifest,
+    read_mcif_output,
+    read_mcif_task,
+    sample_to_row,
+)
 from torchtune_speech.errors import InputError
-from torchtune_speech.evaluation import UNANSWERABLE, format_table, score
-from torchtune_speech.files import iter_jsonl, write_json
+from torchtune_speech.evaluation import (
+    UNANSWERABLE,
+    add_bertscore,
+    add_comet,
+    add_judge,
+    format_table,
+    mcif_rows,
+    mcif_scores,
+    read_mcif_reference,
+    sample_scores,
+    score,
+    write_html,
+)
+from torchtune_speech.files import iter_jsonl, read_jsonl, write_json, write_jsonl
+from torchtune_speech.training import flat_scores
 
 KEYS = {
     "predictions": "JSON lines to score: a path, or a list of paths scored together",
@@ -28,6 +55,18 @@ KEYS = {
     "normalizer": "of the error rates: whisper, basic, mms or none; default: whisper",
     "ter": "false leaves TER out, which takes long on Chinese; default: true",
     "unanswerable": "language: answer expected to unanswerable questions, beside en, de, it, zh",
+    "comet": "COMET model of translations, such as Unbabel/wmt22-comet-da; default: none",
+    "comet_free": "reference-free COMET model, such as Unbabel/wmt22-cometkiwi-da; default: none",
+    "bertscore": "true computes BERTScore of answers and summaries; default: false",
+    "neural_python": "Python of `make comet-env`, for these; default: .venv-comet/bin/python",
+    "judge": "component: LLM that judges answers, see docs/neural_scores.md; default: none",
+    "judge_prompt": "packaged prompt of the judge; default: sqa_v1",
+    "mcif_reference": "official references (.xml): score as the Instruction-following task does",
+    "mcif_track": "short or long, where that file holds both",
+    "mcif_lang": "language, where that file holds several",
+    "html": "false writes no page; default: true",
+    "audio_folder": "folder that the audio paths of predictions start at, for the page's players",
+    "training_run": "output_dir of a training run, for its curves on the page",
     "output": "the report to write; default: report.json beside the (first) predictions",
 }
 
@@ -59,6 +98,8 @@ class SpeechEvalRecipe:
         self.unanswerable = {**UNANSWERABLE, **(cfg.get("unanswerable") or {})}
         self.ter = bool(cfg.get("ter", True))
         self.allow_missing = bool(cfg.get("allow_missing", False))
+        self.cfg = cfg
+        self.mcif: dict[str, Any] | None = None
         self.log = get_logger("INFO")
 
     def setup(self, cfg: DictConfig) -> None:
@@ -70,8 +111,11 @@ class SpeechEvalRecipe:
         Raises:
             InputError: for a missing file, a bad row, a duplicate id or a missing reference.
         """
-        self.rows = list(self._read())
         self.missing: dict[str, int] = {}
+        if cfg.get("mcif_reference"):
+            self._read_mcif(cfg)
+            return
+        self.rows = list(self._read())
         manifest = cfg.get("manifest")
         if manifest is not None and not isinstance(manifest, str):
             raise InputError(f"manifest: {manifest!r}; give the path of one manifest")
@@ -100,17 +144,90 @@ class SpeechEvalRecipe:
         Returns:
             The report, see :func:`~torchtune_speech.evaluation.score`.
         """
+        signatures = self.add_neural_scores()
         report = score(
             self.rows, normalizer=self.normalizer, unanswerable=self.unanswerable, ter=self.ter
         )
+        report["signatures"] |= signatures
         report["predictions"] = [str(path) for path in self.paths]
+        if self.mcif is not None:
+            report["mcif"] = self._with_neural(self.mcif)
         if any(self.missing.values()):
             report["missing"] = self.missing
             report["notes"] += [f"{count} {what}" for what, count in self.missing.items()]
+        for row, found in zip(
+            self.rows, sample_scores(self.rows, self.normalizer, self.unanswerable), strict=True
+        ):
+            row["scores"] = found["scores"] | (row.get("scores") or {})
+            row["flags"] = found["flags"]
+            row.pop("_where", None)
+        write_jsonl(self.output.with_suffix(".samples.jsonl"), self.rows)
         write_json(self.output, report)
+        if self.cfg.get("html", True):
+            write_html(
+                self.output.with_suffix(".html"),
+                report,
+                self.rows,
+                training=_curves(self.cfg.get("training_run")),
+                audio_folder=self.cfg.get("audio_folder"),
+            )
         print(format_table(report))
+        for name, value in report.get("mcif", {}).get("scores", {}).items():
+            print(f"{name}: {'-' if value is None else format(value, '.4f')}")
         self.log.info(f"report written to {self.output}")
         return report
+
+    def add_neural_scores(self) -> dict[str, Any]:
+        """Puts COMET, BERTScore and the judge's verdicts into the rows, as far as asked for.
+
+        Returns:
+            Signatures, by score.
+        """
+        cfg, rows = self.cfg, self.rows
+        python = {"python": cfg.neural_python} if cfg.get("neural_python") else {}
+        translations = [row for row in rows if row["task"] in ("st", "mt")]
+        texts = [row for row in rows if row["task"] not in ("asr", "st", "mt")]
+        answers = [row for row in texts if row["task"] in ("sqa", "qa")]
+        signatures: dict[str, Any] = {}
+        if translations and cfg.get("comet"):
+            signatures |= add_comet(translations, cfg.comet, **python)
+        if translations and cfg.get("comet_free"):
+            signatures |= add_comet(translations, cfg.comet_free, free=True, **python)
+        if texts and cfg.get("bertscore"):
+            signatures |= add_bertscore(texts, lambda row: row.get("target_lang") or "en", **python)
+        if answers and cfg.get("judge"):
+            name = cfg.judge.get("model") or cfg.judge.get("path") or cfg.judge["_component_"]
+            prompt = cfg.get("judge_prompt") or "sqa_v1"
+            signatures |= add_judge(answers, config.instantiate(cfg.judge), prompt, str(name))
+        return signatures
+
+    def _read_mcif(self, cfg: DictConfig) -> None:
+        """Reads answers and references of the official task."""
+        where = cfg.mcif_reference, cfg.get("mcif_track"), cfg.get("mcif_lang")
+        lang = read_mcif_task(*where)[1].attrib["text_lang"]
+        texts = {}
+        for path in self.paths:
+            if path.suffix == ".xml":
+                texts |= read_mcif_output(path, cfg.get("mcif_track"), lang).texts
+            else:
+                texts |= {str(row["id"]): row["prediction"] for row in read_jsonl(path)}
+        reference = read_mcif_reference(*where)
+        self.mcif = mcif_scores(texts, reference, lang)
+        self.rows = mcif_rows(texts, reference, lang)
+
+    def _with_neural(self, mcif: dict[str, Any]) -> dict[str, Any]:
+        """The official scores; those of neural models are means of what the rows have."""
+        for name, value in mcif["scores"].items():
+            task, measure = name.rsplit("-", 1)
+            values = [
+                row["scores"][measure.lower()]
+                for row in self.rows
+                if row["mcif_task"] == task and measure.lower() in row.get("scores", {})
+            ]
+            if value is None and values:
+                mcif["scores"][name] = fmean(values)
+                mcif["notes"] = [note for note in mcif["notes"] if not note.startswith(name)]
+        return mcif
 
     def _read(self) -> Iterator[Row]:
         first: dict[tuple[str, Any], str] = {}
@@ -167,13 +284,22 @@ class SpeechEvalRecipe:
 
     @staticmethod
     def _with_reference(row: Row, sample: Sample) -> Row:
-        known = {
-            "task": sample.task,
-            "source_lang": sample.source_lang,
-            "target_lang": sample.target_lang,
-            "domain": sample.domain,
-        }
+        known = {"domain": sample.domain, **sample_to_row(sample)}
         return {**known, **row, "target": sample.target}
+
+
+def _curves(run: str | None) -> dict[str, list[Row]] | None:
+    """The losses and evaluations of a training run."""
+    if not run:
+        return None
+    steps, evaluations = Path(run) / "metrics.jsonl", Path(run) / "evaluations.jsonl"
+    if not steps.is_file():
+        raise InputError(f"training_run: {run} has no metrics.jsonl; give the output_dir of a run")
+    rows = read_jsonl(evaluations) if evaluations.is_file() else []
+    return {
+        "train": read_jsonl(steps),
+        "eval": [{"step": row["step"]} | flat_scores(row["report"]) for row in rows],
+    }
 
 
 @config.parse

@@ -4,12 +4,19 @@ from torchtune_speech.evaluation._agreement import agreement
 from torchtune_speech.evaluation._agreement_table import agreement_table, format_agreement
 from torchtune_speech.evaluation._compare import COMPARABLE_PARTS, compare, format_comparison
 from torchtune_speech.evaluation._degenerate import Loop, is_empty, repetition_loop
+from torchtune_speech.evaluation._given import (
+    GIVEN_SCORES,
+    add_bertscore,
+    add_comet,
+    add_judge,
+)
 from torchtune_speech.evaluation._html import write_html
 from torchtune_speech.evaluation._judge import Verdict, judge, parse_verdict
 from torchtune_speech.evaluation._judge_asks import ask_endpoint, ask_local
 from torchtune_speech.evaluation._language import LANGUAGES, in_language, output_language
 from torchtune_speech.evaluation._mcif import (
     McifReference,
+    mcif_rows,
     mcif_scores,
     read_mcif_reference,
 )
@@ -32,6 +39,7 @@ from torchtune_speech.evaluation._wer import wer
 
 __all__ = [
     "COMPARABLE_PARTS",
+    "GIVEN_SCORES",
     "LANGUAGES",
     "NORMALIZERS",
     "UNANSWERABLE",
@@ -40,6 +48,9 @@ __all__ = [
     "NeuralScores",
     "Normalizer",
     "Verdict",
+    "add_bertscore",
+    "add_comet",
+    "add_judge",
     "agreement",
     "agreement_table",
     "answer_f1",
@@ -58,6 +69,7 @@ __all__ = [
     "in_language",
     "is_empty",
     "judge",
+    "mcif_rows",
     "mcif_scores",
     "mms",
     "normalizer",

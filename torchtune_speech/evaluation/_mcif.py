@@ -150,6 +150,56 @@ def mcif_scores(
     return report
 
 
+def mcif_rows(
+    texts: Mapping[str, str], reference: Sequence[McifReference], lang: str
+) -> list[dict[str, Any]]:
+    """The pairs that the task compares, as rows for :func:`score`.
+
+    Args:
+        texts: id of the sample to answer.
+        reference: what :func:`read_mcif_reference` returned.
+        lang: language of the answers.
+
+    Returns:
+        A row for each transcript, line of a translation, answer and summary: ``id``, ``task`` (asr,
+        st, sqa, summary, or the file's own name), ``mcif_task``, languages, ``prediction``,
+        ``target``, of translations ``source_text``, of questions their kind as ``domain``.
+
+    Raises:
+        InputError: for ids without a text.
+    """
+    _check_ids(texts, reference)
+    rows = []
+    for item in reference:
+        kind = _KINDS.get(item.task, item.task)
+        known = {"mcif_task": item.task, "task": _ROW_TASKS.get(kind, item.task.lower())}
+        known |= {"source_lang": "en", "target_lang": lang}
+        known |= {"domain": item.qa_type} if item.qa_type else {}
+        answers = {id_: texts[id_].strip() for id_ in item.ids}
+        if kind == "TRANS":
+            rows += [
+                known
+                | {
+                    "id": f"{item.task}-{item.iid}-{line['line']}",
+                    "source_text": line["source"],
+                    "prediction": line["prediction"],
+                    "target": line["reference"],
+                }
+                for line in _lines(item, kind, answers, lang)
+            ]
+            continue
+        joined, target = " ".join(answers.values()), " ".join(item.reference.split("\n"))
+        rows.append(
+            known
+            | {"id": f"{item.task}-{item.iid}", "prediction": joined, "target": target}
+            | ({"source_lang": lang} if kind == "ASR" else {})
+        )
+    return rows
+
+
+_ROW_TASKS = {"ASR": "asr", "TRANS": "st", "QA": "sqa", "SUM": "summary"}
+
+
 # ---- reading ------------------------------------------------------------------------------------
 
 

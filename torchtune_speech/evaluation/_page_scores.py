@@ -14,6 +14,12 @@ METRICS: dict[str, dict[str, Any]] = {
     "f1": {"label": "F1", "unit": "%", "lower": False},
     "accuracy": {"label": "accuracy", "unit": "%", "lower": False},
     "chrf": {"label": "chrF2", "unit": "", "lower": False},
+    "ter": {"label": "TER", "unit": "", "lower": True},
+    "comet": {"label": "COMET", "unit": "%", "lower": False},
+    "comet_free": {"label": "COMET, reference-free", "unit": "%", "lower": False},
+    "bertscore": {"label": "BERTScore", "unit": "%", "lower": False},
+    "judge": {"label": "right by the judge", "unit": "%", "lower": False},
+    "adherence": {"label": "in the language asked for", "unit": "%", "lower": False},
     "cer": {"label": "CER", "unit": "%", "lower": True},
     "answerable_accuracy": {"label": "accuracy, answerable", "unit": "%", "lower": False},
     "unanswerable_accuracy": {"label": "accuracy, unanswerable", "unit": "%", "lower": False},
@@ -26,7 +32,14 @@ TASKS = {
     "mt": "Text translation",
     "qa": "Question answering",
 }
-_COUNTS = {"empty": "empty", "loops": "loops", "length_finishes": "cut off"}
+_COUNTS = {
+    "empty": "empty",
+    "loops": "loops",
+    "length_finishes": "cut off",
+    "wrong_language": "wrong language",
+    "over_length": "twice as long",
+    "under_length": "half as long",
+}
 _PARTS = {"durations": "duration", "answer_types": "kind of answer", "domains": "domain"}
 _BARS = 60  # more domains than this are for the table
 _POINTS = 400  # of a curve

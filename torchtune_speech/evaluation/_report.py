@@ -7,6 +7,7 @@ from typing import Any
 from torchtune_speech.errors import InputError
 from torchtune_speech.evaluation._bootstrap import BOOTSTRAP_SIGNATURE, bootstrap_intervals
 from torchtune_speech.evaluation._flags import count_flags
+from torchtune_speech.evaluation._given import GIVEN_SCORES
 from torchtune_speech.evaluation._language import LANGUAGE_SIGNATURE
 from torchtune_speech.evaluation._normalizers import REPORTED_NORMALIZERS, base_language
 from torchtune_speech.evaluation._parts import (
@@ -52,7 +53,8 @@ def score(
     Args:
         predictions: rows with ``task``, ``target`` and ``prediction``; ``source_lang`` and
             ``target_lang`` ("en" by default), ``domain``, ``finish_reason``, ``duration_s`` (of
-            the speech) and ``choices`` where known.
+            the speech) and ``choices`` where known. ``scores`` of their own (comet, comet_free,
+            bertscore, judge) are averaged.
         normalizer: name of the normaliser for ``wer`` and ``cer``.
         by: "language" adds scores by language to ``asr`` (unless all is English), ``sqa`` and
             ``qa``; "domain" adds ``domains`` and "duration" ``durations`` (if a row has one),
@@ -198,11 +200,14 @@ def _score_group(sheet: Sheet, normalizer: str, intervals: bool) -> dict[str, An
             if name in sheet.scores
         }
     else:
-        answers = {name: s for name, s in sheet.scores.items() if name != "adherence"}
+        others = ("adherence", *GIVEN_SCORES)
+        answers = {name: s for name, s in sheet.scores.items() if name not in others}
         group = qa_scores(answers)
     if "adherence" in sheet.scores:
         group["adherence"] = sheet.scores["adherence"].score()
         group["adherence_n"] = int(sheet.scores["adherence"].sums()[1])
+    given = (name for name in GIVEN_SCORES if name in sheet.scores)
+    group |= {name: sheet.scores[name].score() for name in given}
     group |= {"n": len(sheet.rows)} | count_flags(sheet.flags)
     if ranges is not None:
         group["intervals"] = {name: range_ for name, range_ in ranges.items() if "/" not in name}

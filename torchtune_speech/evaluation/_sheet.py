@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torchtune_speech.evaluation._bootstrap import Statistic, mean
 from torchtune_speech.evaluation._flags import row_flags
+from torchtune_speech.evaluation._given import given_statistics
 from torchtune_speech.evaluation._language import in_language
 from torchtune_speech.evaluation._normalizers import REPORTED_NORMALIZERS
 from torchtune_speech.evaluation._qa import qa_statistics
@@ -136,7 +137,8 @@ def _sheet_with_language(
     asked = [in_language(row["prediction"], language(row)) for row in rows]
     adherence = mean([found is True for found in asked], [found is not None for found in asked])
     flags = [row_flags(row, found) for row, found in zip(rows, asked, strict=True)]
-    return Sheet(rows[0]["task"], rows, flags, {**scores, "adherence": adherence}, signatures)
+    scores = {**scores, "adherence": adherence, **given_statistics(rows)}
+    return Sheet(rows[0]["task"], rows, flags, scores, signatures)
 
 
 def _texts(rows: list[Row]) -> tuple[list[str], list[str]]:
