@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,6 +33,7 @@ from torchtune_speech.generation import (
     Decoding,
     LoopDetector,
     Prompt,
+    TokenKinds,
     audio_prompt,
     generate,
 )
@@ -85,12 +86,13 @@ def study_texts(options: argparse.Namespace) -> None:
     by_words = {(f, i): repetition_loop(text) for f, i, text in tqdm(texts, desc="words")}
     # A tokenizer that has not seen the loops, or it would make long tokens of them.
     tokenizer = train_tokenizer([t[:3000] for f, i, t in texts if by_words[f, i] is None])
-    pieces = [tokenizer.decode([i]).strip() for i in range(tokenizer.get_vocab_size())]
-    numbers = [i for i, piece in enumerate(pieces) if piece.strip("Ġ ").isdigit()]
+    tokenizer.decoder = decoders.ByteLevel()
+    texts_of = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
+    kinds = TokenKinds.from_texts(texts_of)
     found = {"words": 0, "tokens": 0, "both": 0}
     for file, id_, text in texts:
         words = by_words[file, id_]
-        at = first_loop(tokenizer.encode(text).ids, numbers)
+        at = first_loop(tokenizer.encode(text).ids, kinds)
         found["words"] += words is not None
         found["tokens"] += at is not None
         found["both"] += words is not None and at is not None
@@ -113,9 +115,9 @@ def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def first_loop(tokens: Sequence[int], numbers: Sequence[int]) -> int | None:
+def first_loop(tokens: Sequence[int], kinds: TokenKinds) -> int | None:
     """Number of tokens after which the loop is noticed."""
-    detector = LoopDetector(numbers)
+    detector = LoopDetector(kinds)
     return next((n for n, t in enumerate(tokens, start=1) if detector.add(t) is not None), None)
 
 
@@ -233,6 +235,7 @@ def answer(
 ) -> dict[str, Any]:
     """Texts of all answers, and how long they took."""
     settings = Decoding(options.max_new_tokens, num_beams=options.beams, loops=policy)
+    kinds = TokenKinds.from_texts(chat.token_texts)
     texts, began = [], time.perf_counter()
     for start in tqdm(range(0, len(prompts), 32), desc=policy):
         answers = generate(
@@ -242,7 +245,7 @@ def answer(
             stop_ids=chat.stop_ids,
             placeholder_id=chat.placeholder_id,
             forbidden_ids=sorted(chat.special_ids),
-            number_ids=chat.number_ids,
+            kinds=kinds,
         )
         texts += [chat.decode(a.tokens) for a in answers]
     return {"texts": texts, "seconds": time.perf_counter() - began}

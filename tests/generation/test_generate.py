@@ -123,7 +123,7 @@ FEW = range(20, 40)
 @pytest.fixture
 def small_cycles(monkeypatch):
     """Loops of two cycles and two tokens count."""
-    small = functools.partial(CycleDetector, min_repeats=2, min_length=2, max_period=8)
+    small = functools.partial(CycleDetector, min_repeats=2, min_words=2, max_period=8)
     monkeypatch.setattr(
         "torchtune_speech.generation._cycles.CycleDetector", lambda *a, **k: small()
     )
@@ -131,7 +131,7 @@ def small_cycles(monkeypatch):
 
 def answer_rows_without_cache(model, prompt, decoding, forbidden, stop_ids):
     """Token by token with all the sequence read again, returns from loops included."""
-    row = _Row(0, prompt, decoding, ())
+    row = _Row(0, prompt, decoding, None)
     while row.finish_reason is None:
         tokens = list(prompt.tokens) + row.tokens
         speech = {}

@@ -3,13 +3,14 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torchtune.models.llama3_1 import llama3_1
 
 from torchtune_speech.errors import InputError
-from torchtune_speech.generation import Decoding, Prompt, generate
+from torchtune_speech.generation import Decoding, Prompt, TokenKinds, generate
 from torchtune_speech.models import SpeechLLM
 
 VOCAB, STOP = 6, 5
@@ -37,8 +38,8 @@ class TableLLM(SpeechLLM):
         cache.begin()
         cache.end()
         self.passes += 1
-        logits = self.table.log()[tokens]
-        return logits if select is None else logits.flatten(0, 1)[select]
+        logits = self.table.log()[tokens.flatten()]
+        return logits if select is None else logits[select]
 
 
 def answer(model, prompts, **settings):
@@ -128,7 +129,7 @@ def test_cut_ends_after_the_first_cycle():
     model = TableLLM(LOOPING)
     got = answer(model, [1], max_new_tokens=60, loops="cut")[0]
     assert (got.tokens, got.finish_reason, got.loops) == ([2, 3], "loop", 1)
-    assert model.passes == 24  # noticed as soon as it can be
+    assert model.passes == 10  # noticed as soon as it can be
 
 
 def test_forbid_goes_back_and_decodes_on():
@@ -167,19 +168,17 @@ def test_beams_leave_loops(policy, tokens, reason):
     assert got[1] == free[1]
 
 
-def test_numbers_are_folded_where_they_are_known():
-    table = [[1e-6] * VOCAB for _ in range(VOCAB)]
-    table[1][2] = table[2][3] = table[3][4] = table[4][1] = 0.9
-    for beams in (1, 2):
-        ask = {"max_new_tokens": 100, "loops": "cut", "num_beams": beams}
-        exact = answer(TableLLM(table), [1], **ask)[0]
-        assert (exact.tokens, exact.loops) == ([2, 3, 4, 1], 1)
-        # With all of them numbers nothing but exact loops are found; the same again.
-        folded = generate(
-            TableLLM(table), [Prompt([1])], Decoding(**ask), stop_ids=[STOP], placeholder_id=0,
-            number_ids=[2],
-        )[0]  # fmt: skip
-        assert folded == exact
+@pytest.mark.parametrize("beams", [1, 2])
+def test_loops_are_measured_by_the_kinds_of_tokens(beams):
+    ask = {"prompts": [Prompt([1])], "stop_ids": [STOP], "placeholder_id": 0}
+    settings = Decoding(100, num_beams=beams, loops="cut")
+    model = TableLLM(LOOPING)
+    assert generate(model, settings=settings, **ask)[0].tokens == [2, 3]
+    passes, model.passes = model.passes, 0
+    # Tokens in which no word begins need 24 of them.
+    kinds = TokenKinds(np.zeros(VOCAB, dtype=int), np.zeros(VOCAB, dtype=bool))
+    assert generate(model, settings=settings, kinds=kinds, **ask)[0].tokens == [2, 3]
+    assert (passes, model.passes) == (10, 24)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import speech_eval
 from omegaconf import OmegaConf
 
 from torchtune_speech.config import config_path
+from torchtune_speech.data import write_mcif_output
 from torchtune_speech.errors import InputError
+from torchtune_speech.evaluation import NeuralScores
 from torchtune_speech.files import write_jsonl
 
 PREDICTIONS = [
@@ -218,3 +220,111 @@ def test_normalizer_and_ter_are_keys(tmp_path):
     assert report["asr"]["normalizer"] == "mms"
     assert "ter" not in report["st"]["zh"] and "ter" not in report["signatures"]
     assert run(predictions=path)["st"]["zh"]["ter"] == 0.0
+
+
+def test_the_page_and_the_samples_lie_beside_the_report(tmp_path, run_recipe):
+    predictions = write(tmp_path / "predictions.jsonl", PREDICTIONS)
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    write_jsonl(run_folder / "metrics.jsonl", [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.5}])
+    evaluation = {"step": 2, "report": {"asr": {"wer": 0.25, "n": 4}}, "examples": []}
+    write_jsonl(run_folder / "evaluations.jsonl", [evaluation])
+    words = ["--config", "nano/speech_eval", f"predictions={predictions}", "output=null"]
+    code, out, err = run_recipe("speech_eval", *words, f"training_run={run_folder}")
+    assert code == 0, err
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "red green blew" in page and "moving mean" in page and "0.25" in page
+    samples = [json.loads(line) for line in open(tmp_path / "report.samples.jsonl")]
+    assert samples[0]["scores"] == {"wer": pytest.approx(1 / 3)}
+    assert samples[2]["flags"] == ["empty"]
+    (tmp_path / "report.html").unlink()
+    assert run_recipe("speech_eval", *words, "html=false")[0] == 0
+    assert not (tmp_path / "report.html").exists()
+    code, _, err = run_recipe("speech_eval", *words, f"training_run={tmp_path}")
+    assert code == 1 and "has no metrics.jsonl" in err
+
+
+OFFICIAL = """<testset name="x" type="reference"><task track="short" text_lang="de">
+<sample id="1,2" iid="1" task="TRANS"><reference>Guten Tag.
+Auf Wiedersehen.</reference><metadata><transcript>Good day.
+Good bye.</transcript></metadata></sample>
+<sample id="3" iid="1" task="QA" qa_type="A"><reference>Rom</reference></sample>
+</task></testset>"""
+
+
+@pytest.mark.parametrize("kind", ["xml", "jsonl"])
+def test_official_references(tmp_path, run_recipe, kind):
+    (tmp_path / "ref.xml").write_text(OFFICIAL)
+    texts = {"1": "Guten Tag. Auf", "2": "Wiedersehen.", "3": "Rom"}
+    path = tmp_path / f"out.{kind}"
+    if kind == "xml":
+        write_mcif_output(path, texts, track="short", text_lang="de", name="x")
+    else:
+        write_jsonl(path, [{"id": id_, "prediction": text} for id_, text in texts.items()])
+    words = ["--config", "nano/speech_eval", f"predictions={path}", "output=null"]
+    words += [f"mcif_reference={tmp_path / 'ref.xml'}"]
+    code, out, err = run_recipe("speech_eval", *words)
+    assert code == 0, err
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["mcif"]["scores"] == {"TRANS-COMET": None, "QA-BERTScore": None}
+    assert report["st"]["de"]["bleu"] == pytest.approx(100.0)  # cut anew to two lines
+    assert report["sqa"]["accuracy"] == 1.0
+    assert list(report["domains"]) == ["(none)", "A"]
+    assert "TRANS-COMET: -" in out
+
+
+class FakeNeural:
+    """In place of the other environment: half of a score for each word that both texts have."""
+
+    def __call__(self, first, second, *rest, **options):
+        predictions, references = (second, rest[0]) if "model" in options else (first, second)
+        scores = [
+            len(set(p.split()) & set((r or p).split())) / 2
+            for p, r in zip(predictions, references or predictions, strict=True)
+        ]
+        return NeuralScores(scores, sum(scores) / len(scores), "metric:fake")
+
+
+def test_neural_scores_get_intervals_and_a_place_among_the_official_ones(
+    tmp_path, run_recipe, monkeypatch
+):
+    given = "torchtune_speech.evaluation._given"
+    monkeypatch.setattr(f"{given}.comet", FakeNeural())
+    monkeypatch.setattr(f"{given}.bertscore", FakeNeural())
+    (tmp_path / "ref.xml").write_text(OFFICIAL)
+    path = tmp_path / "out.jsonl"
+    texts = {"1": "Guten Tag.", "2": "Wiedersehen.", "3": "Rom"}
+    write_jsonl(path, [{"id": id_, "prediction": text} for id_, text in texts.items()])
+    words = ["--config", "nano/speech_eval", f"predictions={path}", "output=null", "comet=any"]
+    words += [f"mcif_reference={tmp_path / 'ref.xml'}", "bertscore=true", "comet_free=free"]
+    code, _, err = run_recipe("speech_eval", *words)
+    assert code == 0, err
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["mcif"]["scores"] == {"TRANS-COMET": 0.75, "QA-BERTScore": 0.5}
+    assert report["st"]["de"]["comet"] == 0.75
+    assert report["st"]["de"]["intervals"]["comet"] == [0.5, 1.0]
+    assert report["st"]["de"]["comet_free"] == 0.75
+    assert report["sqa"]["bertscore"] == 0.5
+    assert report["signatures"]["bertscore"] == {"de": "metric:fake"}
+
+
+def say_yes(conversations):
+    return ["Yes."] * len(conversations)
+
+
+def make_judge(model):
+    assert model == "m"
+    return say_yes
+
+
+def test_a_judge_from_the_config(tmp_path, run_recipe, monkeypatch):
+    monkeypatch.setattr("torchtune_speech.evaluation.ask_endpoint", make_judge)
+    rows = [row | {"question": "Who?"} for row in PREDICTIONS if row["task"] == "sqa"]
+    predictions = write(tmp_path / "predictions.jsonl", rows)
+    words = ["--config", "nano/speech_eval", f"predictions={predictions}", "output=null"]
+    words += ["judge._component_=torchtune_speech.evaluation.ask_endpoint", "judge.model=m"]
+    code, _, err = run_recipe("speech_eval", *words)
+    assert code == 0, err
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["sqa"]["judge"] == 1.0
+    assert report["signatures"]["judge"] == "judge:m|prompt:sqa_v1"

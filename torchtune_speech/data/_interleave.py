@@ -48,10 +48,9 @@ class Llama3ChatFormat:
         return self._tokenizer.decode(kept, truncate_at_eos=False, skip_special_tokens=False)
 
     @cached_property
-    def number_ids(self) -> frozenset[int]:
-        """Ids of tokens that are digits and nothing else, a blank before them aside."""
-        ids = (i for i in range(self.vocab_size) if i not in self.special_ids)
-        return frozenset(i for i in ids if self.decode([i]).strip().isdigit())
+    def token_texts(self) -> list[str]:
+        """Text of each token, "" for special ones."""
+        return [self.decode([i]) for i in range(self.vocab_size)]
 
 
 class InterleaveSpeech(Transform):

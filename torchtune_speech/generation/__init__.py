@@ -2,7 +2,7 @@
 
 from torchtune_speech.generation._audio import answer_audio, audio_prompt
 from torchtune_speech.generation._choose import forbid, sample
-from torchtune_speech.generation._cycles import Cycle, CycleDetector, LoopDetector
+from torchtune_speech.generation._cycles import Cycle, CycleDetector, LoopDetector, TokenKinds
 from torchtune_speech.generation._generate import generate
 from torchtune_speech.generation._join import join_segment_rows, join_texts
 from torchtune_speech.generation._partial import PartialPredictions
@@ -24,6 +24,7 @@ __all__ = [
     "LoopDetector",
     "PartialPredictions",
     "Prompt",
+    "TokenKinds",
     "answer_audio",
     "audio_prompt",
     "forbid",

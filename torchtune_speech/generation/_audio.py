@@ -16,6 +16,7 @@ from torchtune_speech.data import (
 from torchtune_speech.encoders import Encoder
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import average_frames
+from torchtune_speech.generation._cycles import TokenKinds
 from torchtune_speech.generation._generate import generate
 from torchtune_speech.generation._join import join_texts
 from torchtune_speech.generation._settings import Decoding, Prompt, speech_token_limit
@@ -92,6 +93,8 @@ def answer_audio(
             )
         limit = speech_tokens_per_second and speech_token_limit(seconds, speech_tokens_per_second)
         prompts.append(dataclasses.replace(prompt, max_new_tokens=limit, seed=number))
+    looks = settings is not None and settings.loops != "none"
+    kinds = TokenKinds.from_texts(chat.token_texts) if looks else None
     answers = [
         answer
         for start in range(0, len(prompts), batch_size)
@@ -102,7 +105,7 @@ def answer_audio(
             stop_ids=chat.stop_ids,
             placeholder_id=chat.placeholder_id,
             forbidden_ids=sorted(chat.special_ids),
-            number_ids=chat.number_ids,
+            kinds=kinds,
             cache_dtype=cache_dtype,
         )
     ]

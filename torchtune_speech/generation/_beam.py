@@ -1,13 +1,13 @@
 """Beam search: several hypotheses of each answer, the best of them at the end."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from torchtune_speech.generation._choose import forbid
-from torchtune_speech.generation._cycles import Cycle, LoopDetector
+from torchtune_speech.generation._cycles import Cycle, LoopDetector, TokenKinds
 from torchtune_speech.generation._session import DecodingSession
 from torchtune_speech.generation._settings import Answer, Decoding, Prompt
 from torchtune_speech.generation._tokenwise import MAX_RETURNS
@@ -52,14 +52,14 @@ class _Search:
     """The hypotheses of one answer."""
 
     def __init__(
-        self, number: int, prompt: Prompt, settings: Decoding, number_ids: Collection[int]
+        self, number: int, prompt: Prompt, settings: Decoding, kinds: TokenKinds | None
     ) -> None:
         self.number, self.width = number, settings.num_beams
         self.limit, self.penalty = settings.limit(prompt), settings.length_penalty
         self.policy = settings.loops
         self.units: list[tuple[int, ...]] = []
         self.finished: list[tuple[float, _Hypothesis]] = []
-        detector = None if self.policy == "none" else LoopDetector(number_ids)
+        detector = None if self.policy == "none" else LoopDetector(kinds)
         self._begin(_Hypothesis([], [], detector))
         self.parents = list(range(self.width))
 
@@ -152,7 +152,7 @@ def decode_beams(
     prompts: Sequence[Prompt],
     settings: Decoding,
     stop_ids: Sequence[int],
-    number_ids: Collection[int] = (),
+    kinds: TokenKinds | None = None,
 ) -> list[Answer]:
     """Decode each prompt's answer by beam search.
 
@@ -166,13 +166,13 @@ def decode_beams(
         prompts: the batch.
         settings: number of beams, length penalty, loop policy.
         stop_ids: tokens that end an answer.
-        number_ids: tokens that are numbers, see :class:`LoopDetector`.
+        kinds: of the tokens, see :class:`LoopDetector`.
 
     Returns:
         One answer a prompt, in order.
     """
     width = settings.num_beams
-    searches = [_Search(i, prompt, settings, number_ids) for i, prompt in enumerate(prompts)]
+    searches = [_Search(i, prompt, settings, kinds) for i, prompt in enumerate(prompts)]
     session.cache.select([row for row in range(len(prompts)) for _ in range(width)])
     logits = logits.repeat_interleave(width, dim=0)
     answers: dict[int, Answer] = {}

@@ -2,9 +2,19 @@
 
 import copy
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Sequence
 
 import numpy as np
+import regex
+from numpy.typing import NDArray
+
+# A word begins behind a blank; scripts without blanks have a word a character, as in the scores.
+_WORD_STARTS = regex.compile(r"\s[\p{L}\p{N}]|[\p{Han}\p{Hiragana}\p{Katakana}]")
+
+# In place of any number, where loops that count are looked for.
+_NUMBER = -1
+# Fewest words in the cycle of a counting loop: "1, 2, 3, 4" is none.
+_COUNTING_WORDS = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,98 +30,140 @@ class Cycle:
     unit: tuple[int, ...]
 
 
-class CycleDetector:
-    """Tells when a growing sequence of tokens has begun to repeat itself.
+@dataclasses.dataclass(frozen=True)
+class TokenKinds:
+    """What loops need to know of tokens.
 
-    For each period p it keeps how many of the last tokens equal the one p places before; a step
-    costs one comparison with the last ``max_period`` tokens.
+    Args:
+        words: words that begin in each token, ``[vocab]``: "the cat" is two, "ing" none, and a
+            Chinese character one.
+        is_number: whether each token is a number, ``[vocab]``.
+    """
+
+    words: NDArray[np.int64]
+    is_number: NDArray[np.bool_]
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str]) -> "TokenKinds":
+        """The kinds of all tokens.
+
+        Args:
+            texts: text of each token; "" for special tokens.
+
+        Returns:
+            Their kinds.
+
+        Example:
+            >>> TokenKinds.from_texts([" cat", "ing", ",", "在房", " 12"]).words.tolist()
+            [1, 0, 0, 2, 1]
+        """
+        words = [len(_WORD_STARTS.findall(text)) for text in texts]
+        return cls(np.array(words), np.array([text.strip().isdigit() for text in texts]))
+
+
+class CycleDetector:
+    """Tells when a growing sequence has begun to repeat itself.
+
+    For each period p it keeps how many of the last items equal the one p places before; a step
+    costs one comparison with the last ``max_period`` items.
 
     Args:
         min_repeats: fewest whole cycles that make a loop.
-        min_length: fewest tokens in the loop, so that "no, no, no" is none.
-        max_period: longest cycle that is looked for, in tokens.
+        min_words: fewest words in the loop, so that "no, no, no" is none.
+        min_length: items that will do whatever their words: dots make a loop, too.
+        max_period: longest cycle that is looked for, in items.
 
     Example:
-        >>> detector = CycleDetector(min_repeats=3, min_length=6)
-        >>> [detector.add(token) for token in (7, 1, 2, 1, 2, 1, 2)][-1]
-        Cycle(start=1, unit=(1, 2))
+        >>> detector = CycleDetector(min_repeats=3, min_words=6)
+        >>> [detector.add(item) for item in (7, 1, 2, 1, 2, 1, 2)][-1]
+        (1, 2)
     """
 
-    def __init__(self, min_repeats: int = 4, min_length: int = 24, max_period: int = 256) -> None:
-        periods = np.arange(1, max_period + 1)
-        self._needed = np.maximum(min_repeats * periods, min_length) - periods
+    def __init__(
+        self,
+        min_repeats: int = 3,
+        min_words: int = 10,
+        min_length: int = 24,
+        max_period: int = 256,
+    ) -> None:
+        self._periods = np.arange(1, max_period + 1)
+        self._min_repeats, self._min_words, self._min_length = min_repeats, min_words, min_length
         self._equal = np.zeros(max_period, dtype=np.int64)
-        self._tokens = np.empty(256, dtype=np.int64)
+        self._items = np.empty(256, dtype=np.int64)
+        self._words = np.zeros(257, dtype=np.int64)  # before each item, added up
         self._length = 0
 
-    def add(self, token: int) -> Cycle | None:
-        """Take the next token.
+    def add(self, item: int, words: int = 1) -> tuple[int, int] | None:
+        """Take the next item.
 
         Args:
-            token: its id.
+            item: a number for it.
+            words: words that begin in it.
 
         Returns:
-            The loop with the shortest cycle in which the sequence now ends, or None.
+            Start and period of the loop with the shortest cycle in which the sequence now ends, or
+            None.
         """
-        if self._length == len(self._tokens):
-            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
-        past = self._tokens[max(self._length - len(self._equal), 0) : self._length][::-1]
+        if self._length == len(self._items):
+            self._items = np.concatenate([self._items, np.empty_like(self._items)])
+            self._words = np.concatenate([self._words, np.zeros_like(self._items)])
+        past = self._items[max(self._length - len(self._equal), 0) : self._length][::-1]
         equal = self._equal[: len(past)]
-        equal[:] = np.where(past == token, equal + 1, 0)
-        self._tokens[self._length] = token
+        equal[:] = np.where(past == item, equal + 1, 0)
+        self._items[self._length] = item
         self._length += 1
-        found = np.flatnonzero(self._equal >= self._needed)
+        self._words[self._length] = self._words[self._length - 1] + words
+        lengths = self._equal + self._periods
+        starts = self._length - lengths
+        long_enough = (lengths >= self._min_length) | (
+            self._words[self._length] - self._words[np.maximum(starts, 0)] >= self._min_words
+        )
+        repeats = (self._equal > 0) & (lengths >= self._min_repeats * self._periods)
+        found = np.flatnonzero(repeats & long_enough)
         if not len(found):
             return None
-        period = int(found[0]) + 1
-        start = self._length - int(self._equal[period - 1]) - period
-        return Cycle(start, tuple(self._tokens[start : start + period].tolist()))
+        return int(starts[found[0]]), int(found[0]) + 1
 
     def rewind(self, length: int) -> None:
-        """Forget the last tokens.
+        """Forget the last items.
 
         Args:
-            length: how many tokens stay.
+            length: how many items stay.
         """
-        tokens = self._tokens[:length].tolist()
+        items, words = self._items[:length].tolist(), np.diff(self._words[: length + 1]).tolist()
         self._length = 0
         self._equal[:] = 0
-        for token in tokens:
-            self.add(token)
+        for item, count in zip(items, words, strict=True):
+            self.add(item, count)
 
     def copy(self) -> "CycleDetector":
         """A detector that has seen the same."""
         other = copy.copy(self)
-        other._equal, other._tokens = self._equal.copy(), self._tokens.copy()
+        other._equal, other._items = self._equal.copy(), self._items.copy()
+        other._words = self._words.copy()
         return other
-
-
-# In place of any number, where loops that count are looked for.
-_NUMBER = -1
-# Fewest other tokens in the cycle of a counting loop: "1, 2, 3, 4" is none.
-_COUNTING_WORDS = 4
 
 
 class LoopDetector:
     """Finds loops of the very same tokens, and loops that count.
 
-    A counting loop says the same words with another number each time ("98. The Book, 99. The
-    Book"). It needs more repeats, and more than a comma between the numbers.
+    It has the same measure as :func:`~torchtune_speech.evaluation.repetition_loop`: three cycles of
+    ten words in all. A counting loop says the same words with another number each time ("98. The
+    Book, 99. The Book"); it needs six cycles, and more than a comma between the numbers.
 
     Args:
-        number_ids: tokens that are numbers; without any, only exact loops are found.
+        kinds: of the tokens. Default: each is a word, and none a number.
 
     Example:
-        >>> detector = LoopDetector(number_ids=range(10, 20))
-        >>> tokens = [t for n in range(10, 18) for t in (1, 2, 3, 4, 5, 6, n)]
-        >>> next(cycle for t in tokens if (cycle := detector.add(t)))
-        Cycle(start=0, unit=(1, 2, 3, 4, 5, 6, 10))
+        >>> detector = LoopDetector()
+        >>> [detector.add(token) for token in [7] + [1, 2] * 5][-1]
+        Cycle(start=1, unit=(1, 2))
     """
 
-    def __init__(self, number_ids: Collection[int] = ()) -> None:
-        self._numbers = frozenset(number_ids)
+    def __init__(self, kinds: TokenKinds | None = None) -> None:
+        self._kinds = kinds
         self._exact = CycleDetector()
-        self._counting = CycleDetector(min_repeats=6, min_length=48) if number_ids else None
+        self._counting = CycleDetector(min_repeats=6, min_words=24, min_length=96)
         self._tokens: list[int] = []
 
     def add(self, token: int) -> Cycle | None:
@@ -125,15 +177,20 @@ class LoopDetector:
             begins with something else than a number.
         """
         self._tokens.append(token)
-        exact = self._exact.add(token)
-        counting = self._counting and self._counting.add(self._fold(token))
-        if exact is not None or counting is None:
-            return exact
-        if sum(t != _NUMBER for t in counting.unit) < _COUNTING_WORDS:
+        words = self._num_words(token)
+        exact = self._exact.add(token, words)
+        counting = self._counting.add(self._fold(token), words) if self._kinds else None
+        if exact is not None:
+            start, period = exact
+            return Cycle(start, tuple(self._tokens[start : start + period]))
+        if counting is None:
             return None
-        first = next(i for i, t in enumerate(counting.unit) if t != _NUMBER)
-        start = counting.start + first
-        return Cycle(start, tuple(self._tokens[start : start + len(counting.unit)]))
+        start, period = counting
+        unit = self._tokens[start : start + period]
+        if sum(self._num_words(t) for t in unit if self._fold(t) != _NUMBER) < _COUNTING_WORDS:
+            return None
+        start += next(i for i, t in enumerate(unit) if self._fold(t) != _NUMBER)
+        return Cycle(start, tuple(self._tokens[start : start + period]))
 
     def rewind(self, length: int) -> None:
         """Forget the last tokens.
@@ -143,7 +200,7 @@ class LoopDetector:
         """
         del self._tokens[length:]
         self._exact.rewind(length)
-        if self._counting:
+        if self._kinds:
             self._counting.rewind(length)
 
     def ends_with(self, unit: tuple[int, ...]) -> bool:
@@ -159,9 +216,11 @@ class LoopDetector:
         """A detector that has seen the same."""
         other = copy.copy(self)
         other._tokens = self._tokens.copy()
-        other._exact = self._exact.copy()
-        other._counting = self._counting and self._counting.copy()
+        other._exact, other._counting = self._exact.copy(), self._counting.copy()
         return other
 
     def _fold(self, token: int) -> int:
-        return _NUMBER if token in self._numbers else token
+        return _NUMBER if self._kinds and self._kinds.is_number[token] else token
+
+    def _num_words(self, token: int) -> int:
+        return int(self._kinds.words[token]) if self._kinds else 1

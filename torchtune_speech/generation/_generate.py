@@ -1,12 +1,13 @@
 """Batched decoding with KV caches."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from torchtune_speech.generation._beam import decode_beams
+from torchtune_speech.generation._cycles import TokenKinds
 from torchtune_speech.generation._session import DecodingSession
 from torchtune_speech.generation._settings import Answer, Decoding, Prompt
 from torchtune_speech.generation._tokenwise import decode_tokenwise
@@ -22,7 +23,7 @@ def generate(
     stop_ids: Sequence[int],
     placeholder_id: int,
     forbidden_ids: Sequence[int] = (),
-    number_ids: Collection[int] = (),
+    kinds: TokenKinds | None = None,
     cache_dtype: torch.dtype = torch.float32,
 ) -> list[Answer]:
     """Decode the answers to a batch of prompts.
@@ -39,7 +40,7 @@ def generate(
         stop_ids: tokens that end an answer.
         placeholder_id: id that stands for a speech vector.
         forbidden_ids: ids never to be generated (the placeholder is always forbidden).
-        number_ids: tokens that are numbers, so that loops that count are found as well.
+        kinds: of the tokens, by which loops are measured. Default: each is a word.
         cache_dtype: dtype of the keys and values, the one attention computes in.
 
     Returns:
@@ -66,7 +67,7 @@ def generate(
             cache_dtype=cache_dtype,
         )
         decode = decode_beams if settings.num_beams > 1 else decode_tokenwise
-        return decode(session, session.read(prompts), prompts, settings, stop_ids, number_ids)
+        return decode(session, session.read(prompts), prompts, settings, stop_ids, kinds)
 
 
 @contextmanager

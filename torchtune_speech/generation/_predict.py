@@ -10,6 +10,7 @@ import torch
 from torchtune.modules.peft import disable_adapter
 
 from torchtune_speech.data import Sample, SpeechDataset, sample_to_row
+from torchtune_speech.generation._cycles import TokenKinds
 from torchtune_speech.generation._generate import generate
 from torchtune_speech.generation._settings import Answer, Decoding, Prompt, speech_token_limit
 from torchtune_speech.models import SpeechLLM
@@ -70,6 +71,7 @@ def predict(
         The index and the prediction of each sample of a batch; see :func:`prediction_row`.
     """
     chat = dataset.chat
+    kinds = None if settings.loops == "none" else TokenKinds.from_texts(chat.token_texts)
     for batch in batches:
         samples = [dataset.samples[i] for i in batch]
         limits = [_limit(dataset, sample, speech_tokens_per_second) for sample in samples]
@@ -83,7 +85,7 @@ def predict(
                 stop_ids=chat.stop_ids,
                 placeholder_id=chat.placeholder_id,
                 forbidden_ids=sorted(chat.special_ids),
-                number_ids=chat.number_ids,
+                kinds=kinds,
                 cache_dtype=cache_dtype,
             )
         seconds = (time.perf_counter() - began) / len(batch)

@@ -90,7 +90,7 @@ class DecodingSession:
             Logits of what follows, ``[rows, vocab]``, float32.
         """
         column = torch.tensor(tokens, device=self._device)[:, None]
-        return self._allowed(self._model(column, cache=self.cache)[:, 0])
+        return self._allowed(self._model(column, cache=self.cache))
 
     def agree(self, choice: Tensor) -> Tensor:
         """A choice as the first process makes it, where weights are sharded over processes.

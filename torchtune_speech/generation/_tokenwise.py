@@ -1,13 +1,13 @@
 """Greedy decoding and sampling: every row takes its tokens by itself."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchtune_speech.generation._choose import forbid, sample
-from torchtune_speech.generation._cycles import LoopDetector
+from torchtune_speech.generation._cycles import LoopDetector, TokenKinds
 from torchtune_speech.generation._session import DecodingSession
 from torchtune_speech.generation._settings import Answer, Decoding, Prompt
 
@@ -19,13 +19,13 @@ class _Row:
     """The answer to one prompt, as it grows."""
 
     def __init__(
-        self, number: int, prompt: Prompt, settings: Decoding, number_ids: Collection[int]
+        self, number: int, prompt: Prompt, settings: Decoding, kinds: TokenKinds | None
     ) -> None:
         self.number = number
         self.limit = settings.limit(prompt)
         self.policy = settings.loops
         self.random = np.random.default_rng([settings.seed, prompt.seed])
-        self.detector = None if settings.loops == "none" else LoopDetector(number_ids)
+        self.detector = None if settings.loops == "none" else LoopDetector(kinds)
         self.tokens: list[int] = []
         self.cycles: list[tuple[int, ...]] = []
         self.finish_reason: str | None = None
@@ -59,7 +59,7 @@ def decode_tokenwise(
     prompts: Sequence[Prompt],
     settings: Decoding,
     stop_ids: Sequence[int],
-    number_ids: Collection[int] = (),
+    kinds: TokenKinds | None = None,
 ) -> list[Answer]:
     """Decode each prompt's answer, until it ends or reaches its limit.
 
@@ -69,12 +69,12 @@ def decode_tokenwise(
         prompts: the batch.
         settings: greedy when the temperature is 0.
         stop_ids: tokens that end an answer.
-        number_ids: tokens that are numbers, see :class:`LoopDetector`.
+        kinds: of the tokens, see :class:`LoopDetector`.
 
     Returns:
         One answer a prompt, in order.
     """
-    rows = [_Row(i, prompt, settings, number_ids) for i, prompt in enumerate(prompts)]
+    rows = [_Row(i, prompt, settings, kinds) for i, prompt in enumerate(prompts)]
     answers: dict[int, Answer] = {}
     while True:
         logits = forbid(logits, [row.banned() for row in rows])

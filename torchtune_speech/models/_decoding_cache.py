@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import scaled_dot_product_attention
-from torchtune.modules import MultiHeadAttention, TransformerDecoder, TransformerSelfAttentionLayer
+from torchtune.modules import (
+    FeedForward,
+    MultiHeadAttention,
+    TiedLinear,
+    TransformerDecoder,
+    TransformerSelfAttentionLayer,
+)
+
+# From here on rows times weight is as fast.
+_FEW_ROWS = 64
 
 
 class DecodingCache:
@@ -183,15 +192,45 @@ def cached_layer(
         attn = layer.attn
         q, k, v = _queries_keys_values(attn, layer.sa_norm(h_td), positions_t)
         attended = attend(q, k, v).to(h_td.dtype)
-        h_td = layer.sa_scale(attn.output_proj(attended)) + h_td
-        return layer.mlp_scale(layer.mlp(layer.mlp_norm(h_td))) + h_td
+        h_td = layer.sa_scale(few_rows_linear(attn.output_proj, attended)) + h_td
+        return layer.mlp_scale(_feed_forward(layer.mlp, layer.mlp_norm(h_td))) + h_td
+
+
+def few_rows_linear(linear: nn.Module, x_td: Tensor) -> Tensor:
+    """A linear layer; on a CPU, fast for few rows.
+
+    A step of decoding multiplies large matrices with few rows. Taken as weight times rows, on a
+    CPU that is computed up to four times as fast as rows times weight.
+
+    Args:
+        linear: ``nn.Linear``, torchtune's ``TiedLinear``, or any other module (LoRA among them),
+            which is called as it is.
+        x_td: ``[t, d]``.
+
+    Returns:
+        ``[t, d_out]``.
+    """
+    plain = linear.tied_module if isinstance(linear, TiedLinear) else linear
+    few = x_td.device.type == "cpu" and len(x_td) <= _FEW_ROWS
+    if not few or type(plain) not in (nn.Linear, nn.Embedding):
+        return linear(x_td)
+    out = torch.mm(plain.weight, x_td.t()).t()
+    bias = getattr(plain, "bias", None)
+    return out if bias is None else out + bias
+
+
+def _feed_forward(mlp: nn.Module, x_td: Tensor) -> Tensor:
+    if type(mlp) is not FeedForward or mlp.w3 is None:
+        return mlp(x_td)
+    gate, up = few_rows_linear(mlp.w1, x_td), few_rows_linear(mlp.w3, x_td)
+    return few_rows_linear(mlp.w2, mlp.activation(gate) * up)
 
 
 def _queries_keys_values(
     attn: MultiHeadAttention, x_td: Tensor, positions_t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (
-        project(x_td).unflatten(-1, (-1, attn.head_dim))
+        few_rows_linear(project, x_td).unflatten(-1, (-1, attn.head_dim))
         for project in (attn.q_proj, attn.k_proj, attn.v_proj)
     )
     if attn.pos_embeddings is not None:

@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor, nn
 from torchtune.modules import TransformerDecoder
 
-from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer
+from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer, few_rows_linear
 from torchtune_speech.modules import embedding_distance_sum
 
 
@@ -93,7 +93,8 @@ class SpeechLLM(nn.Module):
             blank_token: what stands for CTC's blank in that distance.
             cache: keys and values of a batch that is being decoded. The first pass takes all its
                 prompts, concatenated, ``[1, t]``; every later one a token of each row, ``[b, 1]``.
-                The cache then says what sees what: no ``mask``, no ``input_pos``.
+                The cache then says what sees what: no ``mask``, no ``input_pos``; the logits are
+                ``[m, vocab]`` or ``[b, vocab]``.
 
         Returns:
             Logits ``[m, vocab]``, or ``[b, s, vocab]`` without ``select``; with ``return_ctc`` a
@@ -114,7 +115,8 @@ class SpeechLLM(nn.Module):
         h = self.decoder.norm(h)
         if select is not None:
             h = h.flatten(0, 1)[select]
-        logits = self.decoder.output(h)
+        output = self.decoder.output
+        logits = output(h) if cache is None else few_rows_linear(output, h.flatten(0, -2))
         return (logits, ctc_logits) if return_ctc else logits
 
     def _add_speech(
