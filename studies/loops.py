@@ -25,11 +25,12 @@ from tqdm import tqdm
 from torchtune_speech import config, training
 from torchtune_speech.data import Llama3ChatFormat, PromptTemplates, load_manifest, read_mcif_output
 from torchtune_speech.encoders import filter_bank_encoder, load_audio
-from torchtune_speech.evaluation import repetition_loop, wer
+from torchtune_speech.evaluation import normalizer, repetition_loop, split_words, wer
 from torchtune_speech.features import average_frames
 from torchtune_speech.files import write_json
 from torchtune_speech.generation import (
     LOOP_POLICIES,
+    CycleDetector,
     Decoding,
     LoopDetector,
     Prompt,
@@ -159,7 +160,8 @@ def conditions(
         yield "out of domain: real speakers", good, *read_recordings(options.human, options.samples)
     generator = torch.Generator().manual_seed(0)
     lengths = [RATE * (2 + i % 9) for i in range(options.samples)]
-    yield "silence", good, [torch.zeros(n) for n in lengths], None
+    faint = [1e-3 * torch.randn(n, generator=generator) for n in lengths]
+    yield "silence: all zero, or faint noise", good, [torch.zeros(RATE * 3), *faint[1:]], None
     noises = [0.1 * torch.randn(n, generator=generator) for n in lengths]
     yield "noise", good, noises, None
     groups = [range(i, i + 8) for i in range(0, len(recordings) - 7, 4)]
@@ -256,13 +258,18 @@ def compare(
 ) -> dict[str, Any]:
     """Loops without a policy; of those, how many are cured by each; what else has changed."""
     free = answers["none"]["texts"]
-    looping = [i for i, text in enumerate(free) if repetition_loop(text) is not None]
-    row: dict[str, Any] = {"condition": name, "answers": len(free), "loops": len(looping)}
+    looping = [i for i, text in enumerate(free) if has_loop(text)]
+    row: dict[str, Any] = {
+        "condition": name,
+        "answers": len(free),
+        "loops": len(looping),
+        "different": len({free[i] for i in looping}),
+    }
     for policy in ("cut", "forbid"):
         texts = answers[policy]["texts"]
         healthy = set(range(len(free))) - set(looping)
         row[policy] = {
-            "cured": sum(repetition_loop(texts[i]) is None for i in looping),
+            "cured": sum(not has_loop(texts[i]) for i in looping),
             "changed": sum(texts[i] != free[i] for i in healthy),
             "time": round(answers[policy]["seconds"] / answers["none"]["seconds"], 2),
         }
@@ -273,18 +280,29 @@ def compare(
     return row
 
 
+def has_loop(text: str) -> bool:
+    """Whether a text has a loop of words or of signs, at its end or before it."""
+    words = CycleDetector()
+    if any(words.add(hash(word)) for word in split_words(normalizer("basic")(text))):
+        return True
+    signs = CycleDetector(min_words=24)
+    # Letters are all different here, so that they end a loop of signs.
+    return any(signs.add(-n if c.isalnum() else ord(c)) for n, c in enumerate(text, start=1))
+
+
 def format_rows(table: Sequence[dict[str, Any]]) -> str:
     """The table in Markdown."""
     lines = [
-        "| condition | answers | loops | cured: cut | forbid | changed: cut | forbid | time: cut | "
-        "forbid | WER none / cut / forbid |",
+        "| condition | answers | loops (texts) | cured: cut | forbid | changed: cut | forbid | "
+        "time: cut | forbid | WER none / cut / forbid |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table:
         cut, forbid = row["cut"], row["forbid"]
         rates = " / ".join(f"{value:.2f}" for value in row.get("wer", {}).values()) or "-"
         lines.append(
-            f"| {row['condition']} | {row['answers']} | {row['loops']} | {cut['cured']} | "
+            f"| {row['condition']} | {row['answers']} | "
+            f"{row['loops']} ({row['different']}) | {cut['cured']} | "
             f"{forbid['cured']} | {cut['changed']} | {forbid['changed']} | {cut['time']:.2f} | "
             f"{forbid['time']:.2f} | {rates} |"
         )

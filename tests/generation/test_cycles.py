@@ -89,8 +89,12 @@ def test_long_sequences():
     assert first_cycle(items) == (5009, (5000, 2))
 
 
-# Tokens from 100 on are numbers; all of them are words.
-KINDS = TokenKinds(np.ones(200, dtype=int), np.arange(200) >= 100)
+# Tokens from 100 on are numbers, from 90 on signs; all others are words.
+KINDS = TokenKinds(
+    ((np.arange(200) < 90) | (np.arange(200) >= 100)).astype(int),
+    (np.arange(200) >= 90) & (np.arange(200) < 100),
+    np.arange(200) >= 100,
+)
 
 
 def first_loop(tokens):
@@ -102,7 +106,8 @@ def test_words_are_counted_where_they_begin():
     texts = [" cat", "ing", ",", "在房", " 12", "12", "", "\n- The"]
     kinds = TokenKinds.from_texts(texts)
     assert kinds.words.tolist() == [1, 0, 0, 2, 1, 0, 0, 1]
-    assert kinds.is_number.tolist() == [False, False, False, False, True, True, False, False]
+    assert np.flatnonzero(kinds.is_number).tolist() == [4, 5]
+    assert np.flatnonzero(kinds.is_sign).tolist() == [2, 6]
 
 
 def test_a_phrase_with_another_number_each_time_is_a_loop():
@@ -131,3 +136,33 @@ def test_the_end_is_compared_numbers_aside():
     detector.rewind(3)
     assert not detector.ends_with((2, 3, 150))
     assert detector.copy().ends_with((2, 3))
+
+
+def test_signs_between_the_words_do_not_matter():
+    words = [1, 2, 90, 1, 2, 91, 1, 2, 92, 93, 1, 2, 1, 2]
+    assert first_loop(words[:-1]) is None
+    assert first_loop(words) == Cycle(0, (1, 2, 90))
+    detector = LoopDetector(KINDS)
+    for token in words[:6]:
+        detector.add(token)
+    assert detector.ends_with((1, 2, 90))
+    assert not detector.ends_with((2, 1))
+
+
+def test_signs_alone_need_24():
+    assert first_loop([90] * 23) is None
+    assert first_loop([1] + [90, 91] * 12) == Cycle(1, (90, 91))
+
+
+@given(st.lists(st.sampled_from([1, 2, 90, 91, 101, 102]), max_size=40), st.integers(0, 40))
+def test_a_detector_that_was_set_back_goes_on_as_a_fresh_one(tokens, length):
+    length = min(length, len(tokens))
+    used, fresh = LoopDetector(KINDS), LoopDetector(KINDS)
+    for token in tokens:
+        used.add(token)
+    used.rewind(length)
+    for token in tokens[:length]:
+        fresh.add(token)
+    for token in tokens:
+        assert used.add(token) == fresh.add(token)
+        assert used.ends_with((1, 90)) == fresh.ends_with((1, 90))

@@ -176,7 +176,8 @@ def test_loops_are_measured_by_the_kinds_of_tokens(beams):
     assert generate(model, settings=settings, **ask)[0].tokens == [2, 3]
     passes, model.passes = model.passes, 0
     # Tokens in which no word begins need 24 of them.
-    kinds = TokenKinds(np.zeros(VOCAB, dtype=int), np.zeros(VOCAB, dtype=bool))
+    nothing = np.zeros(VOCAB, dtype=bool)
+    kinds = TokenKinds(np.zeros(VOCAB, dtype=int), nothing, nothing)
     assert generate(model, settings=settings, kinds=kinds, **ask)[0].tokens == [2, 3]
     assert (passes, model.passes) == (10, 24)
 

@@ -13,8 +13,10 @@ _WORD_STARTS = regex.compile(r"\s[\p{L}\p{N}]|[\p{Han}\p{Hiragana}\p{Katakana}]"
 
 # In place of any number, where loops that count are looked for.
 _NUMBER = -1
-# Fewest words in the cycle of a counting loop: "1, 2, 3, 4" is none.
-_COUNTING_WORDS = 4
+# What the cycle of a counting loop has besides numbers, at least ("1, 2, 3, 4" is none): words, or
+# tokens, since an address on the web is a single word.
+_COUNTING_WORDS, _COUNTING_TOKENS = 4, 12
+_NEVER = 2**60
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,10 +39,12 @@ class TokenKinds:
     Args:
         words: words that begin in each token, ``[vocab]``: "the cat" is two, "ing" none, and a
             Chinese character one.
+        is_sign: whether each token has neither letter nor digit, ``[vocab]``.
         is_number: whether each token is a number, ``[vocab]``.
     """
 
     words: NDArray[np.int64]
+    is_sign: NDArray[np.bool_]
     is_number: NDArray[np.bool_]
 
     @classmethod
@@ -58,7 +62,9 @@ class TokenKinds:
             [1, 0, 0, 2, 1]
         """
         words = [len(_WORD_STARTS.findall(text)) for text in texts]
-        return cls(np.array(words), np.array([text.strip().isdigit() for text in texts]))
+        signs = [not any(character.isalnum() for character in text) for text in texts]
+        numbers = [text.strip().isdigit() for text in texts]
+        return cls(np.array(words), np.array(signs), np.array(numbers))
 
 
 class CycleDetector:
@@ -145,11 +151,12 @@ class CycleDetector:
 
 
 class LoopDetector:
-    """Finds loops of the very same tokens, and loops that count.
+    """Finds loops of words, loops of words that count, and loops of anything.
 
     It has the same measure as :func:`~torchtune_speech.evaluation.repetition_loop`: three cycles of
-    ten words in all. A counting loop says the same words with another number each time ("98. The
-    Book, 99. The Book"); it needs six cycles, and more than a comma between the numbers.
+    ten words in all, whatever signs stand between them. A counting loop says the same words with
+    another number each time ("98. The Book, 99. The Book"); it needs six cycles, and more than
+    numbers. Three cycles of 24 tokens are a loop even without a word.
 
     Args:
         kinds: of the tokens. Default: each is a word, and none a number.
@@ -162,9 +169,11 @@ class LoopDetector:
 
     def __init__(self, kinds: TokenKinds | None = None) -> None:
         self._kinds = kinds
-        self._exact = CycleDetector()
+        self._all = CycleDetector(min_words=_NEVER)
+        self._words = CycleDetector(min_length=_NEVER)
         self._counting = CycleDetector(min_repeats=6, min_words=24, min_length=96)
         self._tokens: list[int] = []
+        self._places: list[int] = []  # of the tokens that are no signs
 
     def add(self, token: int) -> Cycle | None:
         """Take the next token.
@@ -177,20 +186,33 @@ class LoopDetector:
             begins with something else than a number.
         """
         self._tokens.append(token)
-        words = self._num_words(token)
-        exact = self._exact.add(token, words)
-        counting = self._counting.add(self._fold(token), words) if self._kinds else None
-        if exact is not None:
-            start, period = exact
+        found = self._all.add(token)
+        if found is not None:
+            start, period = found
             return Cycle(start, tuple(self._tokens[start : start + period]))
-        if counting is None:
+        if self._is_sign(token):
             return None
-        start, period = counting
-        unit = self._tokens[start : start + period]
-        if sum(self._num_words(t) for t in unit if self._fold(t) != _NUMBER) < _COUNTING_WORDS:
+        self._places.append(len(self._tokens) - 1)
+        words = 1 if self._kinds is None else int(self._kinds.words[token])
+        found = self._words.add(token, words)
+        counting = self._kinds and self._counting.add(self._fold(token), words)
+        if found is None and counting is not None:
+            found = self._as_loop(*counting)
+        if found is None:
             return None
-        start += next(i for i, t in enumerate(unit) if self._fold(t) != _NUMBER)
-        return Cycle(start, tuple(self._tokens[start : start + period]))
+        start, period = found
+        # The signs behind its last word belong to a cycle.
+        unit = self._tokens[self._places[start] : self._places[start + period]]
+        return Cycle(self._places[start], tuple(unit))
+
+    def _as_loop(self, start: int, period: int) -> tuple[int, int] | None:
+        """A counting cycle that begins with a word, if it has enough besides numbers."""
+        unit = [self._tokens[place] for place in self._places[start : start + period]]
+        others = [n for n, token in enumerate(unit) if self._fold(token) != _NUMBER]
+        words = sum(int(self._kinds.words[unit[n]]) for n in others)
+        if words < _COUNTING_WORDS and len(others) < _COUNTING_TOKENS:
+            return None
+        return start + others[0], period
 
     def rewind(self, length: int) -> None:
         """Forget the last tokens.
@@ -199,28 +221,34 @@ class LoopDetector:
             length: how many tokens stay.
         """
         del self._tokens[length:]
-        self._exact.rewind(length)
+        self._places = [place for place in self._places if place < length]
+        self._all.rewind(length)
+        self._words.rewind(len(self._places))
         if self._kinds:
-            self._counting.rewind(length)
+            self._counting.rewind(len(self._places))
 
     def ends_with(self, unit: tuple[int, ...]) -> bool:
-        """Whether the sequence ends with a cycle, numbers aside.
+        """Whether the sequence ends with a cycle, numbers and signs aside.
 
         Args:
             unit: the tokens of a cycle.
         """
-        tail = self._tokens[-len(unit) :]
-        return [*map(self._fold, tail)] == [*map(self._fold, unit)]
+        wanted = [self._fold(token) for token in unit if not self._is_sign(token)]
+        if not wanted:
+            return self._tokens[-len(unit) :] == list(unit)
+        places = self._places[-len(wanted) :]
+        return [self._fold(self._tokens[place]) for place in places] == wanted
 
     def copy(self) -> "LoopDetector":
         """A detector that has seen the same."""
         other = copy.copy(self)
-        other._tokens = self._tokens.copy()
-        other._exact, other._counting = self._exact.copy(), self._counting.copy()
+        other._tokens, other._places = self._tokens.copy(), self._places.copy()
+        other._all, other._words = self._all.copy(), self._words.copy()
+        other._counting = self._counting.copy()
         return other
+
+    def _is_sign(self, token: int) -> bool:
+        return self._kinds is not None and bool(self._kinds.is_sign[token])
 
     def _fold(self, token: int) -> int:
         return _NUMBER if self._kinds and self._kinds.is_number[token] else token
-
-    def _num_words(self, token: int) -> int:
-        return int(self._kinds.words[token]) if self._kinds else 1
