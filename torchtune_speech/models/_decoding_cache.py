@@ -175,6 +175,7 @@ def cached_layer(
     h_td: Tensor,
     positions_t: Tensor,
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    keep: Tensor | None = None,
 ) -> Tensor:
     """A decoder layer over single tokens, with attention left to the caller.
 
@@ -184,14 +185,18 @@ def cached_layer(
         positions_t: position of each token in its sample, ``[t]``.
         attend: queries ``[t, heads, head_dim]``, keys and values ``[t, kv_heads, head_dim]`` to
             ``[t, heads * head_dim]``.
+        keep: tokens whose state is wanted, ``[m]``; of the last layer it is wanted where an answer
+            begins. Default None: all.
 
     Returns:
-        Hidden states after the layer, ``[t, d]``.
+        Hidden states after the layer, ``[t, d]`` or ``[m, d]``.
     """
     with _gathered(layer):
         attn = layer.attn
         q, k, v = _queries_keys_values(attn, layer.sa_norm(h_td), positions_t)
         attended = attend(q, k, v).to(h_td.dtype)
+        if keep is not None:
+            h_td, attended = h_td[keep], attended[keep]
         h_td = layer.sa_scale(few_rows_linear(attn.output_proj, attended)) + h_td
         return layer.mlp_scale(_feed_forward(layer.mlp, layer.mlp_norm(h_td))) + h_td
 
@@ -223,7 +228,7 @@ def _feed_forward(mlp: nn.Module, x_td: Tensor) -> Tensor:
     if type(mlp) is not FeedForward or mlp.w3 is None:
         return mlp(x_td)
     gate, up = few_rows_linear(mlp.w1, x_td), few_rows_linear(mlp.w3, x_td)
-    return few_rows_linear(mlp.w2, mlp.activation(gate) * up)
+    return few_rows_linear(mlp.w2, mlp.activation(gate).mul_(up))
 
 
 def _queries_keys_values(

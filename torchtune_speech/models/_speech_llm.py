@@ -111,12 +111,12 @@ class SpeechLLM(nn.Module):
             for layer in self.decoder.layers:
                 h = layer(h, mask=mask, input_pos=input_pos)
         else:
-            h = self._decode(h, cache)
+            h = self._decode(h, cache, select)
         h = self.decoder.norm(h)
-        if select is not None:
+        if select is not None and cache is None:
             h = h.flatten(0, 1)[select]
         output = self.decoder.output
-        logits = output(h) if cache is None else few_rows_linear(output, h.flatten(0, -2))
+        logits = output(h) if cache is None else few_rows_linear(output, h)
         return (logits, ctc_logits) if return_ctc else logits
 
     def _add_speech(
@@ -133,12 +133,15 @@ class SpeechLLM(nn.Module):
             return h + 0.0 * vectors.sum().to(h.dtype), ctc_logits
         return splice_speech(h, vectors, speech_index), ctc_logits
 
-    def _decode(self, h: Tensor, cache: DecodingCache) -> Tensor:
+    def _decode(self, h: Tensor, cache: DecodingCache, select: Tensor | None) -> Tensor:
+        """States of all tokens of a pass, or of the selected ones, one after the other."""
         positions, h_td = cache.begin(), h.flatten(0, 1)
+        last = len(self.decoder.layers) - 1
         for index, layer in enumerate(self.decoder.layers):
-            h_td = cached_layer(layer, h_td, positions, partial(cache.attend, index))
+            keep = select if index == last else None
+            h_td = cached_layer(layer, h_td, positions, partial(cache.attend, index), keep)
         cache.end()
-        return h_td.view_as(h)
+        return h_td
 
     def _only_ctc(
         self,
