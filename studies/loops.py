@@ -1,6 +1,6 @@
 """Repetition loops: are they found, are they cured, is anything else changed, what does it cost?
 
-    python studies/loops.py texts ../shared/data/mcif_outputs     # loops in real systems' outputs
+    python studies/loops.py texts MCIF_OUTPUTS     # loops in real systems' outputs
     python studies/loops.py policies --run runs/nano              # the policies, on provoked loops
 
 The first command reads official output files and prints what the two detectors flag: the one over

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from torchtune_speech import __version__
 from torchtune_speech.config import (
@@ -89,6 +90,8 @@ examples:
   torchtune-speech compare old.jsonl new.jsonl --normalizer mms --json comparison.json
 """
 
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
@@ -114,6 +117,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    _add_packaged(commands)
+    _add_manifest(commands)
+    _add_segment(commands)
+    _add_verify(commands)
+    _add_compare(commands)
+    _add_agreement(commands)
+    _add_export(commands)
+    return parser
+
+
+def _add_packaged(commands: _Commands) -> None:
     command = commands.add_parser("ls", help="list the recipes and their configs")
     command.add_argument("recipe", nargs="?", help="only the configs of this recipe")
     command.set_defaults(run=_ls)
@@ -132,10 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", help="a recipe (projector) or a config (nano/projector)")
     command.set_defaults(run=_path)
 
-    command = commands.add_parser("verify", help="look for damage in a feature store")
-    command.add_argument("store", type=Path, help="the folder of the feature store")
-    command.set_defaults(run=_verify)
 
+def _add_manifest(commands: _Commands) -> None:
     command = commands.add_parser(
         "manifest",
         help="make a manifest from a folder of audio and transcripts",
@@ -163,8 +175,8 @@ Writes a manifest of the audio files in a folder that have a transcript. It may 
     )
     command.set_defaults(run=_manifest)
 
-    _add_compare(commands)
 
+def _add_segment(commands: _Commands) -> None:
     command = commands.add_parser(
         "segment",
         help="cut the long audio of a manifest into windows",
@@ -201,6 +213,14 @@ example: a test set of long talks
     )
     command.set_defaults(run=_segment)
 
+
+def _add_verify(commands: _Commands) -> None:
+    command = commands.add_parser("verify", help="look for damage in a feature store")
+    command.add_argument("store", type=Path, help="the folder of the feature store")
+    command.set_defaults(run=_verify)
+
+
+def _add_export(commands: _Commands) -> None:
     command = commands.add_parser(
         "export",
         help="merge a LoRA adapter into its LLM",
@@ -217,11 +237,9 @@ example: a test set of long talks
     )
     command.add_argument("--out", type=Path, required=True, help="the folder to write")
     command.set_defaults(run=_export)
-    _add_agreement(commands)
-    return parser
 
 
-def _add_agreement(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_agreement(commands: _Commands) -> None:
     command = commands.add_parser(
         "agreement",
         help="how far metrics agree with labels, such as people's judgements",
@@ -256,7 +274,7 @@ def _add_agreement(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     command.set_defaults(run=_agreement)
 
 
-def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_compare(commands: _Commands) -> None:
     command = commands.add_parser(
         "compare",
         help="compare the predictions of two systems: which differences are no chance?",
