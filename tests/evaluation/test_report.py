@@ -253,7 +253,8 @@ def test_every_field_is_documented():
     rows = [
         *ROWS,
         row("mt", "Guten Tag", "Guten Tag", "de", source_lang="fr", duration_s=3),
-        row("mt", "Guten Tag", "Guten Tag", "de"),
+        row("mt", "Guten Tag", "Guten Tag", "de", scores={"comet": 0.8, "comet_free": 0.7}),
+        row("sqa", "Rome", "Rome", scores={"bertscore": 0.9, "judge": 1.0}),
         row("asr", "ja", "ja", source_lang="de", duration_s=12),
         row("emotion", "happy", "sad"),
     ]
@@ -264,9 +265,24 @@ def test_every_field_is_documented():
     assert written - documented == set()
     # Nothing is documented that is not written, but for what the recipe adds.
     assert documented - set(keys_of(report)) - {"asr", "st", "mt", "sqa", "qa"} == {
-        *("predictions", "missing", "5-10", "20-30", "30-", "yes/no", "multiple choice"),
+        *("predictions", "missing", "mcif", "5-10", "20-30", "30-", "yes/no", "multiple choice"),
         "sentence",
     }
+
+
+def test_scores_that_rows_bring_along_are_averaged():
+    rows = [
+        row("st", "a b", "a b", "de", scores={"comet": 0.5, "chrf": 1.0}),
+        row("st", "a b", "a b", "de", scores={"comet": 1.0}),
+        row("st", "a b", "a b", "de"),
+        row("sqa", "a", "b", scores={"judge": 1.0}),
+    ]
+    report = score(rows)
+    assert report["st"]["de"]["comet"] == 0.75
+    assert report["st"]["de"]["chrf"] == 100.0  # computed, not taken over
+    assert report["st"]["de"]["intervals"]["comet"][0] == 0.5
+    assert report["sqa"]["judge"] == 1.0 and report["sqa"]["en"]["judge"] == 1.0
+    assert "COMET" in format_table(report) and "judge" in format_table(report)
 
 
 def test_table():

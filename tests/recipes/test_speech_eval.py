@@ -267,7 +267,7 @@ def test_official_references(tmp_path, run_recipe, kind):
     assert code == 0, err
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report["mcif"]["scores"] == {"TRANS-COMET": None, "QA-BERTScore": None}
-    assert report["st"]["de"]["bleu"] == pytest.approx(100.0)  # cut anew to two lines
+    assert report["st"]["de"]["chrf"] == pytest.approx(100.0)  # cut anew to two lines
     assert report["sqa"]["accuracy"] == 1.0
     assert list(report["domains"]) == ["(none)", "A"]
     assert "TRANS-COMET: -" in out

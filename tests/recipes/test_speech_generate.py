@@ -186,6 +186,7 @@ def test_one_long_file_is_heard_in_windows(world, run_recipe):
     soundfile.write(world / "long.wav", rng.normal(size=16000 * 9) * 0.1, 16000)
     words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160", "dataset=null"]
     words += [f"projector_checkpoint={world / 'A'}", f"audio={world / 'long.wav'}", "window_s=4"]
+    words += ["max_seq_len=300"]
     answers = {}
     for kind in ("auto", "join", "whole"):
         for instruction in ("Transcribe the English content.", "Who speaks?"):
@@ -193,6 +194,9 @@ def test_one_long_file_is_heard_in_windows(world, run_recipe):
             code, out, err = run_recipe("speech_generate", *words, *more)
             assert code == 0, err
             answers[kind, instruction[:3]] = out
+    words += ["instruction=Who?", "long_answer=whole", "max_seq_len=160"]
+    code, _, err = run_recipe("speech_generate", *words)
+    assert code == 1 and "max_seq_len is 160" in err
     assert answers["auto", "Tra"] == answers["join", "Tra"] != answers["whole", "Tra"]
     assert answers["auto", "Who"] == answers["whole", "Who"] != answers["join", "Who"]
 
@@ -220,6 +224,6 @@ def test_the_official_output_holds_every_sample(world, run_recipe):
     ]
     code, _, err = run_recipe("speech_generate", *words)
     assert code == 1 and "mcif_output: the samples are not those" in err
-    for more in ("limit=1", "dataset.on_too_long=skip", "dataset.tasks=[st]"):
+    for more in ("limit=1", "dataset.on_too_long=skip", "dataset.tasks=[asr]"):
         code, _, err = run_recipe("speech_generate", *words, more)
         assert code == 1 and f"mcif_output: {more.split('=')[0]} may leave samples out" in err
