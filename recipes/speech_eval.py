@@ -209,8 +209,7 @@ class SpeechEvalRecipe:
         for path in self.paths:
             if path.suffix == ".xml":
                 texts |= read_mcif_output(path, cfg.get("mcif_track"), lang).texts
-            else:
-                texts |= {str(row["id"]): row["prediction"] for row in read_jsonl(path)}
+        texts |= {row["id"]: row["prediction"] for row in self._read()}
         reference = read_mcif_reference(*where)
         self.mcif = mcif_scores(texts, reference, lang)
         self.rows = mcif_rows(texts, reference, lang)
@@ -232,6 +231,8 @@ class SpeechEvalRecipe:
     def _read(self) -> Iterator[Row]:
         first: dict[tuple[str, Any], str] = {}
         for path in self.paths:
+            if path.suffix == ".xml" and self.cfg.get("mcif_reference"):
+                continue
             if not path.is_file():
                 raise InputError(
                     f"predictions: no file {path}; run speech_generate first, or check the path"
@@ -250,7 +251,7 @@ class SpeechEvalRecipe:
                     )
                 first[key] = where
                 yield {**row, "id": key[0], "_where": where}
-        if not first:
+        if not first and not self.cfg.get("mcif_reference"):
             files = ", ".join(map(str, self.paths))
             raise InputError(f"predictions: no row in {files}; run speech_generate first")
 

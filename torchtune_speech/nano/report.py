@@ -41,7 +41,9 @@ def demo_report(
         System to scores, and ``normalizer``, ``n`` and ``seconds``. Systems that read text have the
         tasks ``mt`` and ``qa``, those that hear speech ``asr``, ``st`` and ``sqa``.
     """
-    reports = {name: score(rows, normalizer=normalizer) for name, rows in predictions.items()}
+    reports = {
+        name: score(rows, normalizer=normalizer, ter=False) for name, rows in predictions.items()
+    }
     shared = ("normalizer", "signatures")
     return {
         **{
