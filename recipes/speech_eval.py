@@ -14,7 +14,8 @@ Instruction-following task does, beside all other scores.
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,7 +33,9 @@ from torchtune_speech.data import (
 )
 from torchtune_speech.errors import InputError
 from torchtune_speech.evaluation import (
+    GIVEN_SCORES,
     UNANSWERABLE,
+    Ask,
     add_bertscore,
     add_comet,
     add_judge,
@@ -44,11 +47,12 @@ from torchtune_speech.evaluation import (
     score,
     write_html,
 )
+from torchtune_speech.evaluation import normalizer as check_normalizer
 from torchtune_speech.files import iter_jsonl, read_jsonl, write_json, write_jsonl
 from torchtune_speech.training import flat_scores
 
 KEYS = {
-    "predictions": "JSON lines to score: a path, or a list of paths scored together",
+    "predictions": "JSON lines (or official XML) to score: a path, or a list scored together",
     "manifest": "references by id for predictions without `target`; default: those have it",
     "where": "rows of the manifest that count, column: value or list; default: all",
     "allow_missing": "score what both manifest and predictions have; default: false",
@@ -98,6 +102,12 @@ class SpeechEvalRecipe:
         self.unanswerable = {**UNANSWERABLE, **(cfg.get("unanswerable") or {})}
         self.ter = bool(cfg.get("ter", True))
         self.allow_missing = bool(cfg.get("allow_missing", False))
+        if self.output.suffix != ".json":
+            raise InputError(f"output: {self.output}; give a name that ends in .json")
+        # Before hours of neural models, what costs nothing to check.
+        check_normalizer(self.normalizer)
+        self.curves = _curves(cfg.get("training_run"))
+        self.judge = _judge(cfg)
         self.cfg = cfg
         self.mcif: dict[str, Any] | None = None
         self.log = get_logger("INFO")
@@ -113,6 +123,9 @@ class SpeechEvalRecipe:
         """
         self.missing: dict[str, int] = {}
         if cfg.get("mcif_reference"):
+            for key in ("manifest", "where", "allow_missing"):
+                if cfg.get(key):
+                    raise InputError(f"{key}: plays no part with mcif_reference; set it to null")
             self._read_mcif(cfg)
             return
         self.rows = list(self._read())
@@ -149,31 +162,40 @@ class SpeechEvalRecipe:
             self.rows, normalizer=self.normalizer, unanswerable=self.unanswerable, ter=self.ter
         )
         report["signatures"] |= signatures
+        given = {name for row in self.rows for name in row.get("scores") or {}}
+        report["notes"] += [
+            f"{name}: as the predictions brought it along"
+            for name in GIVEN_SCORES
+            if name in given and name not in signatures
+        ]
         report["predictions"] = [str(path) for path in self.paths]
         if self.mcif is not None:
             report["mcif"] = self._with_neural(self.mcif)
+            report["notes"] += [
+                f"{name}: {'not computed' if value is None else format(value, '.4f')}"
+                for name, value in report["mcif"]["scores"].items()
+            ]
         if any(self.missing.values()):
             report["missing"] = self.missing
             report["notes"] += [f"{count} {what}" for what, count in self.missing.items()]
         for row, found in zip(
             self.rows, sample_scores(self.rows, self.normalizer, self.unanswerable), strict=True
         ):
-            row["scores"] = found["scores"] | (row.get("scores") or {})
+            row["scores"] = (row.get("scores") or {}) | found["scores"]
             row["flags"] = found["flags"]
-            row.pop("_where", None)
-        write_jsonl(self.output.with_suffix(".samples.jsonl"), self.rows)
+        self._write_samples()
         write_json(self.output, report)
+        print(format_table(report))
+        for name, value in report.get("mcif", {}).get("scores", {}).items():
+            print(f"{name}: {'-' if value is None else format(value, '.4f')}")
         if self.cfg.get("html", True):
             write_html(
                 self.output.with_suffix(".html"),
                 report,
                 self.rows,
-                training=_curves(self.cfg.get("training_run")),
+                training=self.curves,
                 audio_folder=self.cfg.get("audio_folder"),
             )
-        print(format_table(report))
-        for name, value in report.get("mcif", {}).get("scores", {}).items():
-            print(f"{name}: {'-' if value is None else format(value, '.4f')}")
         self.log.info(f"report written to {self.output}")
         return report
 
@@ -189,30 +211,56 @@ class SpeechEvalRecipe:
         texts = [row for row in rows if row["task"] not in ("asr", "st", "mt")]
         answers = [row for row in texts if row["task"] in ("sqa", "qa")]
         signatures: dict[str, Any] = {}
-        if translations and cfg.get("comet"):
-            signatures |= add_comet(translations, cfg.comet, **python)
-        if translations and cfg.get("comet_free"):
-            signatures |= add_comet(translations, cfg.comet_free, free=True, **python)
-        if texts and cfg.get("bertscore"):
-            signatures |= add_bertscore(texts, lambda row: row.get("target_lang") or "en", **python)
-        if answers and cfg.get("judge"):
-            name = cfg.judge.get("model") or cfg.judge.get("path") or cfg.judge["_component_"]
+        steps: list[Callable[[], dict[str, Any]]] = []
+        if answers and self.judge:  # first: it is the one that may be refused
             prompt = cfg.get("judge_prompt") or "sqa_v1"
-            signatures |= add_judge(answers, config.instantiate(cfg.judge), prompt, str(name))
+            steps.append(partial(add_judge, answers, *self.judge, prompt))
+        if translations and cfg.get("comet"):
+            steps.append(partial(add_comet, translations, cfg.comet, **python))
+        if translations and cfg.get("comet_free"):
+            steps.append(partial(add_comet, translations, cfg.comet_free, free=True, **python))
+        if texts and cfg.get("bertscore"):
+            steps.append(partial(add_bertscore, texts, _target_lang, **python))
+        for step in steps:
+            signatures |= step()
+            self._write_samples()  # so that what one has computed outlives the failure of another
         return signatures
+
+    def _write_samples(self) -> None:
+        rows = [{k: v for k, v in row.items() if k != "_where"} for row in self.rows]
+        write_jsonl(self.output.with_suffix(".samples.jsonl"), rows)
 
     def _read_mcif(self, cfg: DictConfig) -> None:
         """Reads answers and references of the official task."""
         where = cfg.mcif_reference, cfg.get("mcif_track"), cfg.get("mcif_lang")
-        lang = read_mcif_task(*where)[1].attrib["text_lang"]
-        texts = {}
-        for path in self.paths:
-            if path.suffix == ".xml":
-                texts |= read_mcif_output(path, cfg.get("mcif_track"), lang).texts
-        texts |= {row["id"]: row["prediction"] for row in self._read()}
+        task = read_mcif_task(*where)[1].attrib
+        track, lang = task["track"], task["text_lang"]
+        answers = [
+            {"id": id_, "prediction": text, "_where": str(path)}
+            for path in self.paths
+            if path.suffix == ".xml"
+            for id_, text in read_mcif_output(path, track, lang).texts.items()
+        ]
+        by_id: dict[str, Row] = {}
+        for row in [*answers, *self._read()]:
+            for key, wanted in (("track", track), ("target_lang", lang)):
+                if row.get(key, wanted) != wanted:
+                    raise InputError(
+                        f"{row['_where']}: {key} is {row[key]!r}, but {cfg.mcif_reference} is of "
+                        f"{wanted!r}; give the answers to the same source file"
+                    )
+            if row["id"] in by_id:
+                raise InputError(
+                    f"{row['_where']}: id {row['id']!r} came before, in "
+                    f"{by_id[row['id']]['_where']}; give each answer once"
+                )
+            by_id[row["id"]] = row
         reference = read_mcif_reference(*where)
+        texts = {id_: row["prediction"] for id_, row in by_id.items()}
         self.mcif = mcif_scores(texts, reference, lang)
-        self.rows = mcif_rows(texts, reference, lang)
+        self.rows = mcif_rows(texts, reference, lang, known=by_id)
+        unknown = len(by_id.keys() - {id_ for item in reference for id_ in item.ids})
+        self.missing = {"predictions without a reference": unknown}
 
     def _with_neural(self, mcif: dict[str, Any]) -> dict[str, Any]:
         """The official scores; those of neural models are means of what the rows have."""
@@ -233,6 +281,8 @@ class SpeechEvalRecipe:
         for path in self.paths:
             if path.suffix == ".xml" and self.cfg.get("mcif_reference"):
                 continue
+            if path.suffix == ".xml":
+                raise InputError(f"{path}: official answers need mcif_reference=FILE.xml; add it")
             if not path.is_file():
                 raise InputError(
                     f"predictions: no file {path}; run speech_generate first, or check the path"
@@ -287,6 +337,24 @@ class SpeechEvalRecipe:
     def _with_reference(row: Row, sample: Sample) -> Row:
         known = {"domain": sample.domain, **sample_to_row(sample)}
         return {**known, **row, "target": sample.target}
+
+
+def _target_lang(row: Row) -> str:
+    return row.get("target_lang") or "en"
+
+
+def _judge(cfg: DictConfig) -> tuple[Ask, str] | None:
+    """Who judges answers, and the name of that model."""
+    node = cfg.get("judge")
+    if not node:
+        return None
+    if not isinstance(node, DictConfig) or "_component_" not in node:
+        raise InputError(
+            "judge: not a component; write judge._component_=torchtune_speech.evaluation."
+            "ask_endpoint judge.url=... judge.model=..."
+        )
+    name = node.get("model") or node.get("path") or node["_component_"]
+    return config.instantiate(node), str(name)
 
 
 def _curves(run: str | None) -> dict[str, list[Row]] | None:

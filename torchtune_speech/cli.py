@@ -211,6 +211,13 @@ example: a test set of long talks
         default=0.0,
         help="seconds that fixed windows have in common; words said twice are joined (%(default)g)",
     )
+    command.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="take these rows only, such as track=long of an official file; may be repeated",
+    )
     command.set_defaults(run=_segment)
 
 
@@ -397,12 +404,16 @@ def _manifest(options: argparse.Namespace) -> None:
 def _segment(options: argparse.Namespace) -> None:
     from torchtune_speech.data import segment_manifest
 
+    for text in options.where:
+        if "=" not in text:
+            raise InputError(f"--where {text}: write it as COLUMN=VALUE")
     before, after = segment_manifest(
         options.manifest,
         options.out,
         window_s=options.window,
         at=options.at,
         overlap_s=options.overlap,
+        where=dict(text.split("=", 1) for text in options.where) or None,
     )
     print(f"{before} rows as {after} in {options.out}")
 

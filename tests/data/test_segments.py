@@ -96,3 +96,13 @@ def test_fixed_windows_with_an_overlap(talks):
     assert [row.get("offset", 0.0) for row in read_jsonl(out)[:3]] == [0.0, 8.0, 16.0]
     with pytest.raises(SystemExit):
         main(["segment", str(talks / "talks.jsonl"), str(out), "--overlap", "2"])
+
+
+def test_some_rows_only(talks, capsys):
+    out = talks / "cut.jsonl"
+    words = ["segment", str(talks / "talks.jsonl"), str(out), "--window", "10"]
+    assert main([*words, "--where", "task=sqa"]) == 0
+    assert [row["id"] for row in read_jsonl(out)] == ["q"]
+    with pytest.raises(SystemExit):
+        main([*words, "--where", "task"])
+    assert "COLUMN=VALUE" in capsys.readouterr().err

@@ -196,3 +196,11 @@ def test_ter_can_be_left_out():
     both = rows(3, "st", "zh", count=5)
     assert "ter" in by_score(compare(both, both))
     assert "ter" not in by_score(compare(both, both, ter=False))
+
+
+def test_scores_that_the_files_bring_along_are_compared():
+    a = [row | {"scores": {"comet": 0.5}} for row in rows(20, "st", "de")]
+    b = [row | {"scores": {"comet": 0.7}} for row in rows(20, "st", "de")]
+    comet = by_score(compare(a, b, ter=False), task="st")["comet"]
+    assert (comet["a"], comet["b"]) == (pytest.approx(0.5), pytest.approx(0.7))
+    assert comet["p"] < 0.05

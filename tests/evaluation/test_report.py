@@ -323,3 +323,17 @@ def test_table_shows_a_fourth_normalizer_and_lengths_if_there_are_any():
     assert head.split()[-4:] == ["short", "95", "%", "interval"]
     assert "WER none" in head and "long" not in head
     assert line.split()[-3] == "1"
+
+
+def test_tasks_are_not_called_like_fields():
+    with pytest.raises(InputError, match="task 'empty' is a field"):
+        score([row("empty", "a", "b")])
+
+
+def test_tasks_without_domains_are_not_repeated():
+    rows = [row("sqa", "a", "a", domain="talks"), row("sqa", "b", "b"), row("asr", "c", "c")]
+    domains = score(rows)["domains"]
+    assert {name: list(groups) for name, groups in domains.items()} == {
+        "talks": ["sqa"],
+        "(none)": ["sqa"],
+    }

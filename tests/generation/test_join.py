@@ -92,3 +92,11 @@ def test_rows_of_a_recording_become_one():
 def test_two_recordings_in_a_row_stay_apart():
     rows = [row(f"{t}#{i}", f"{t}{i}", segment_of=t) for t in "xy" for i in range(2)]
     assert [r["prediction"] for r in join_segment_rows(rows)] == ["x0 x1", "y0 y1"]
+
+
+def test_seconds_that_windows_share_count_once():
+    rows = [
+        row(f"t#{i}", "one", segment_of="t", num_segments=2, overlap_s=2.0, duration_s=length)
+        for i, length in enumerate((30.0, 20.0))
+    ]
+    assert join_segment_rows(rows)[0]["duration_s"] == 48.0

@@ -269,7 +269,7 @@ def test_official_references(tmp_path, run_recipe, kind):
     assert report["mcif"]["scores"] == {"TRANS-COMET": None, "QA-BERTScore": None}
     assert report["st"]["de"]["chrf"] == pytest.approx(100.0)  # cut anew to two lines
     assert report["sqa"]["accuracy"] == 1.0
-    assert list(report["domains"]) == ["(none)", "A"]
+    assert list(report["domains"]) == ["A"] and list(report["domains"]["A"]) == ["sqa"]
     assert "TRANS-COMET: -" in out
 
 
@@ -328,3 +328,82 @@ def test_a_judge_from_the_config(tmp_path, run_recipe, monkeypatch):
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report["sqa"]["judge"] == 1.0
     assert report["signatures"]["judge"] == "judge:m|prompt:sqa_v1"
+
+
+def test_official_answers_must_be_those_of_the_reference(tmp_path, run_recipe):
+    (tmp_path / "ref.xml").write_text(OFFICIAL)
+    texts = {"1": "Guten Tag.", "2": "Auf Wiedersehen.", "3": "Rom"}
+    rows = [{"id": id_, "prediction": text, "target_lang": "de"} for id_, text in texts.items()]
+    write_mcif_output(tmp_path / "out.xml", texts, track="short", text_lang="de", name="x")
+    write_mcif_output(tmp_path / "long.xml", texts, track="long", text_lang="de", name="x")
+    write_jsonl(tmp_path / "it.jsonl", [row | {"target_lang": "it"} for row in rows])
+    more = {"id": "99", "prediction": "x", "finish_reason": "length"}
+    cut = {"finish_reason": "length", "duration_s": 7.0}
+    write_jsonl(tmp_path / "good.jsonl", [rows[0], rows[1], rows[2] | cut, more])
+    reference = f"mcif_reference={tmp_path / 'ref.xml'}"
+
+    def run_on(*names, words=(reference,)):
+        files = ",".join(str(tmp_path / name) for name in names)
+        predictions = f"predictions=[{files}]"
+        return run_recipe("speech_eval", "--config", "nano/speech_eval", predictions, *words,
+                          f"output={tmp_path / 'r.json'}")  # fmt: skip
+
+    for names, message in (
+        (["it.jsonl"], "target_lang is 'it'"),
+        (["long.xml"], "no task short/de"),
+        (["out.xml", "good.jsonl"], "id '1' came before"),
+    ):
+        code, _, err = run_on(*names)
+        assert code == 1 and message in err, err
+    code, _, err = run_on("good.jsonl", words=(reference, "manifest=x.jsonl"))
+    assert code == 1 and "manifest: plays no part" in err
+    code, _, err = run_on("out.xml", words=())
+    assert code == 1 and "need mcif_reference" in err
+    code, _, err = run_on("good.jsonl")
+    assert code == 0, err
+    report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert report["missing"] == {"predictions without a reference": 1}
+    assert report["sqa"]["length_finishes"] == 1 and list(report["durations"]) == ["5-10"]
+    assert "QA-BERTScore: not computed" in report["notes"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("normalizer=foo", "normalizer: unknown name 'foo'"),
+        ("judge=somebody", "judge: not a component"),
+        ("output=scores.html", "a name that ends in .json"),
+        ("training_run=nowhere", "has no metrics.jsonl"),
+    ],
+)
+def test_cheap_settings_are_checked_before_neural_models_run(tmp_path, run_recipe, word, message):
+    predictions = write(tmp_path / "predictions.jsonl", PREDICTIONS)
+    words = ["--config", "nano/speech_eval", f"predictions={predictions}", "bertscore=true"]
+    code, _, err = run_recipe("speech_eval", *words, "neural_python=nowhere", word)
+    assert code == 1 and message in err, err
+
+
+def test_scores_of_the_file_are_averaged_with_a_note_and_computed_ones_anew(tmp_path):
+    rows = [row | {"scores": {"wer": 0.9, "comet": 0.7}} for row in PREDICTIONS]
+    report = run(predictions=write(tmp_path / "predictions.jsonl", rows))
+    assert report["st"]["zh"]["comet"] == 0.7
+    assert "comet: as the predictions brought it along" in report["notes"]
+    samples = [json.loads(line) for line in open(tmp_path / "report.samples.jsonl")]
+    assert samples[0]["scores"]["wer"] == pytest.approx(1 / 3)
+
+
+def test_what_one_model_has_computed_outlives_another(tmp_path, run_recipe, monkeypatch):
+    given = "torchtune_speech.evaluation._given"
+    monkeypatch.setattr(f"{given}.comet", FakeNeural())
+
+    def broken(*args, **options):
+        raise InputError("no such environment")
+
+    monkeypatch.setattr(f"{given}.bertscore", broken)
+    rows = [row | {"source_text": "x"} for row in PREDICTIONS]
+    predictions = write(tmp_path / "predictions.jsonl", rows)
+    words = ["--config", "nano/speech_eval", f"predictions={predictions}", "output=null"]
+    code, _, err = run_recipe("speech_eval", *words, "comet=any", "bertscore=true")
+    assert code == 1 and "no such environment" in err
+    samples = [json.loads(line) for line in open(tmp_path / "report.samples.jsonl")]
+    assert samples[1]["scores"] == {"comet": 0.5}

@@ -200,8 +200,8 @@ def read_mcif_task(
         raise InputError(f"{path}: no task {asked}; track and text_lang there: {there}")
     if len(chosen) > 1:
         raise InputError(
-            f"{path}: holds several tasks ({there}); name one by track and language, in a manifest "
-            "by where={track: ..., target_lang: ...}"
+            f"{path}: holds several tasks ({there}); name one: mcif_track and mcif_lang of "
+            "speech_eval, where={track: ..., target_lang: ...} of a manifest"
         )
     return root.get("name", ""), chosen[0]
 

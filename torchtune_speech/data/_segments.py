@@ -110,6 +110,7 @@ def segment_manifest(
     window_s: float = 30.0,
     at: str = "silence",
     overlap_s: float = 0.0,
+    where: Mapping[str, str] | None = None,
 ) -> tuple[int, int]:
     """Write a manifest in which no stretch of audio is longer than a window.
 
@@ -119,6 +120,7 @@ def segment_manifest(
         window_s: longest window, in seconds.
         at: "silence" cuts where the audio is quietest, "fixed" at fixed places.
         overlap_s: what two fixed windows have in common, in seconds.
+        where: rows that are taken, column to value. Default: all.
 
     Returns:
         The number of rows before and after.
@@ -140,7 +142,7 @@ def segment_manifest(
             return fixed_windows(seconds, longest, overlap_s)
         return silence_windows(load_audio(path, rate, cut.offset_s, cut.duration_s), rate, longest)
 
-    samples = load_manifest(manifest, require_target=False)
+    samples = load_manifest(manifest, require_target=False, where=where)
     shown = tqdm(samples, desc="segment", unit="sample")
     segments = segment_samples(shown, windows_of, overlap_s=overlap_s)
     moved = []

@@ -11,7 +11,7 @@ from torchtune_speech.evaluation._given import (
     add_judge,
 )
 from torchtune_speech.evaluation._html import write_html
-from torchtune_speech.evaluation._judge import Verdict, judge, parse_verdict
+from torchtune_speech.evaluation._judge import Ask, Verdict, judge, parse_verdict
 from torchtune_speech.evaluation._judge_asks import ask_endpoint, ask_local
 from torchtune_speech.evaluation._language import LANGUAGES, in_language, output_language
 from torchtune_speech.evaluation._mcif import (
@@ -43,6 +43,7 @@ __all__ = [
     "LANGUAGES",
     "NORMALIZERS",
     "UNANSWERABLE",
+    "Ask",
     "Loop",
     "McifReference",
     "NeuralScores",

@@ -73,9 +73,14 @@ def collect_clips(
 
 def _cut(row: Mapping[str, Any], folder: Path) -> Cut | None:
     audio = row.get("audio")
+    if isinstance(audio, list) and len(set(audio)) == 1:  # the windows of one recording
+        return folder / audio[0], 0.0, None
     if not isinstance(audio, str | os.PathLike) or not os.fspath(audio):
         return None
-    return folder / audio, float(row.get("offset") or 0.0), row.get("duration")
+    offset_s, duration_s = row.get("offset") or 0.0, row.get("duration")
+    if not isinstance(offset_s, int | float) or not isinstance(duration_s, int | float | None):
+        return None
+    return folder / audio, float(offset_s), duration_s
 
 
 def _encode(path: Path, offset_s: float, duration_s: float | None) -> str | None:

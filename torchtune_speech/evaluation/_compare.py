@@ -6,6 +6,7 @@ from typing import Any
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.evaluation._bootstrap import BOOTSTRAP_SIGNATURE, paired_differences
+from torchtune_speech.evaluation._given import GIVEN_SCORES
 from torchtune_speech.evaluation._qa import UNANSWERABLE
 from torchtune_speech.evaluation._report import check_rows, named_groups, split_parts
 from torchtune_speech.evaluation._samples import scores_of_each
@@ -21,7 +22,7 @@ _FORMATS = {
     **dict.fromkeys(("wer", "cer"), ".4f"),
     **dict.fromkeys(("bleu", "chrf", "ter"), ".2f"),
     **dict.fromkeys(("accuracy", "f1", "unanswerable_accuracy", "answerable_accuracy"), ".4f"),
-    "adherence": ".4f",
+    **dict.fromkeys(("adherence", *GIVEN_SCORES), ".4f"),
 }
 _LOWER = ("wer", "cer", "ter")
 # By what samples are ranked: the first that their task has.
@@ -74,7 +75,7 @@ def compare(
     pairs, only_a, only_b = _join(rows_a, rows_b, names, allow_missing)
     # What a sample is (language, domain, ...) is what the first file says; only predictions differ.
     own = [a for a, _ in pairs]
-    others = [{**a, "prediction": b["prediction"]} for a, b in pairs]
+    others = [{**a, "prediction": b["prediction"], "scores": b.get("scores")} for a, b in pairs]
     sheets = [
         make_sheets(rows, normalizer, unanswerable, normalizers=(), ter=ter)
         for rows in (own, others)

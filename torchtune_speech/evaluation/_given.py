@@ -50,7 +50,7 @@ def add_comet(
         InputError: if a row has no source text, or the model cannot be run.
     """
     for row in rows:
-        if not row.get("source_text"):
+        if row.get("source_text") is None:
             raise InputError(
                 f"comet: sample {row['id']!r} has no source_text, which COMET reads; add it to the "
                 "manifest and give that as manifest=PATH"
@@ -88,14 +88,14 @@ def add_bertscore(rows: Sequence[Row], lang_of: Callable[[Row], str], **options:
     return {"bertscore": signatures}
 
 
-def add_judge(rows: Sequence[Row], ask: Ask, prompt: str, name: str) -> dict[str, str]:
+def add_judge(rows: Sequence[Row], ask: Ask, name: str, prompt: str) -> dict[str, str]:
     """A judge's verdict on each answer, 1 or 0, into the rows' ``scores``.
 
     Args:
         rows: answers with ``question``, ``prediction`` and ``target``.
         ask: see :func:`judge`.
-        prompt: name of the packaged prompt.
         name: of the judging model, for the signature.
+        prompt: name of the packaged prompt.
 
     Returns:
         The name of the score and its signature.

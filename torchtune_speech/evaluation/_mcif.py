@@ -151,7 +151,10 @@ def mcif_scores(
 
 
 def mcif_rows(
-    texts: Mapping[str, str], reference: Sequence[McifReference], lang: str
+    texts: Mapping[str, str],
+    reference: Sequence[McifReference],
+    lang: str,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """The pairs that the task compares, as rows for :func:`score`.
 
@@ -159,6 +162,8 @@ def mcif_rows(
         texts: id of the sample to answer.
         reference: what :func:`read_mcif_reference` returned.
         lang: language of the answers.
+        known: id of the sample to the row of the predictions file, where there is one: its audio,
+            duration, question and finish reason are taken over for items of a single sample.
 
     Returns:
         A row for each transcript, line of a translation, answer and summary: ``id``, ``task`` (asr,
@@ -172,13 +177,14 @@ def mcif_rows(
     rows = []
     for item in reference:
         kind = _KINDS.get(item.task, item.task)
-        known = {"mcif_task": item.task, "task": _ROW_TASKS.get(kind, item.task.lower())}
-        known |= {"source_lang": "en", "target_lang": lang}
-        known |= {"domain": item.qa_type} if item.qa_type else {}
+        shared = {"mcif_task": item.task, "task": _ROW_TASKS.get(kind, item.task.lower())}
+        shared |= {"source_lang": "en", "target_lang": lang}
+        shared |= {"domain": item.qa_type} if item.qa_type else {}
+        shared |= _of_sample(item, known or {})
         answers = {id_: texts[id_].strip() for id_ in item.ids}
         if kind == "TRANS":
             rows += [
-                known
+                shared
                 | {
                     "id": f"{item.task}-{item.iid}-{line['line']}",
                     "source_text": line["source"],
@@ -190,11 +196,21 @@ def mcif_rows(
             continue
         joined, target = " ".join(answers.values()), " ".join(item.reference.split("\n"))
         rows.append(
-            known
+            shared
             | {"id": f"{item.task}-{item.iid}", "prediction": joined, "target": target}
             | ({"source_lang": lang} if kind == "ASR" else {})
         )
     return rows
+
+
+def _of_sample(item: McifReference, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    rows = [known[id_] for id_ in item.ids if id_ in known]
+    reasons = [row["finish_reason"] for row in rows if "finish_reason" in row]
+    cut = {"finish_reason": "length"} if "length" in reasons else {}
+    if len(item.ids) > 1 or not rows:
+        return cut
+    names = ("audio", "offset", "duration", "duration_s", "question", "finish_reason")
+    return {name: rows[0][name] for name in names if name in rows[0]}
 
 
 _ROW_TASKS = {"ASR": "asr", "TRANS": "st", "QA": "sqa", "SUM": "summary"}

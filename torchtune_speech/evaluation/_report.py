@@ -126,7 +126,9 @@ def split_parts(
     questions = [sheet for sheet in sheets if sheet.task in ANSWERS]
     parts = {}
     if "domain" in by and any(row.get("domain") for sheet in sheets for row in sheet.rows):
-        parts["domains"] = _split_all(sheets, lambda row: row.get("domain") or "(none)")
+        # Tasks without any domain would only be repeated under "(none)".
+        named = [sheet for sheet in sheets if any(row.get("domain") for row in sheet.rows)]
+        parts["domains"] = _split_all(named, lambda row: row.get("domain") or "(none)")
     if "duration" in by:
         parts["durations"] = _split_all(sheets, duration_bucket, bucket_names())
     if "answer_type" in by:
@@ -254,12 +256,22 @@ def _check(predictions: Sequence[Row], by: Collection[str]) -> None:
     check_rows(predictions)
 
 
+# Keys of a report that no task may be called.
+_RESERVED = frozenset(
+    "version empty loops length_finishes over_length under_length wrong_language normalizer n "
+    "domains durations answer_types signatures notes predictions missing mcif".split()
+)
+
+
 def check_rows(predictions: Sequence[Row]) -> None:
     """Refuse rows that cannot be scored.
 
     Raises:
-        InputError: if there are none, or one lacks a field.
+        InputError: if there are none, one lacks a field, or its task is called like a field of the
+            report.
     """
+    for name in sorted({str(row.get("task")) for row in predictions} & _RESERVED):
+        raise InputError(f"predictions: task {name!r} is a field of reports; call it otherwise")
     if not predictions:
         raise InputError("predictions: no row to score; give at least one")
     for index, row in enumerate(predictions):

@@ -118,6 +118,8 @@ def _joined(whole: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
         for name in ("num_tokens", "seconds", "duration_s", "loops")
         if any(part.get(name) for part in parts)
     }
+    if "duration_s" in sums:  # what two windows share was heard twice
+        sums["duration_s"] -= parts[0].get("overlap_s", 0.0) * (len(parts) - 1)
     missing = parts[0].get("num_segments", 0) - len(parts)
     return row | {
         "id": whole,

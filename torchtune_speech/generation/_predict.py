@@ -146,5 +146,5 @@ def prediction_row(
 
 _COLUMNS = frozenset(
     "id task audio offset duration source_lang target_lang domain speaker source_text question "
-    "choices target instruction segment_of num_segments overlap_s".split()
+    "choices target instruction track segment_of num_segments overlap_s".split()
 )
