@@ -203,4 +203,4 @@ def test_scores_that_the_files_bring_along_are_compared():
     b = [row | {"scores": {"comet": 0.7}} for row in rows(20, "st", "de")]
     comet = by_score(compare(a, b, ter=False), task="st")["comet"]
     assert (comet["a"], comet["b"]) == (pytest.approx(0.5), pytest.approx(0.7))
-    assert comet["p"] < 0.05
+    assert comet["p_value"] < 0.05
