@@ -157,7 +157,8 @@ def test_an_answer_that_only_loops_is_cut_in_the_end():
 
 
 @pytest.mark.parametrize(
-    ("policy", "tokens", "reason"), [("cut", [2, 3], "loop"), ("forbid", [2, 3, 4], "stop")]
+    ("policy", "tokens", "reason"),
+    [("cut", [2, 3], "loop"), ("forbid", [2, 3] * 4 + [4], "stop")],
 )
 def test_beams_leave_loops(policy, tokens, reason):
     settings = {"max_new_tokens": 60, "num_beams": 2, "loops": policy}
@@ -168,10 +169,17 @@ def test_beams_leave_loops(policy, tokens, reason):
     assert got[1] == free[1]
 
 
-@pytest.mark.parametrize("beams", [1, 2])
-def test_loops_are_measured_by_the_kinds_of_tokens(beams):
+def test_beams_cut_where_every_hypothesis_loops():
+    table = [[1e-9] * VOCAB for _ in range(VOCAB)]
+    for row in table:
+        row[2], row[STOP] = 0.99, 0.0
+    got = answer(TableLLM(table), [1], max_new_tokens=40, num_beams=2, loops="forbid")[0]
+    assert (got.tokens, got.finish_reason) == ([2], "loop")
+
+
+def test_loops_are_measured_by_the_kinds_of_tokens():
     ask = {"prompts": [Prompt([1])], "stop_ids": [STOP], "placeholder_id": 0}
-    settings = Decoding(100, num_beams=beams, loops="cut")
+    settings = Decoding(100, loops="cut")
     model = TableLLM(LOOPING)
     assert generate(model, settings=settings, **ask)[0].tokens == [2, 3]
     passes, model.passes = model.passes, 0

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchtune_speech.generation._choose import forbid
 from torchtune_speech.generation._cycles import Cycle, LoopDetector, TokenKinds
 from torchtune_speech.generation._session import DecodingSession
 from torchtune_speech.generation._settings import Answer, Decoding, Prompt
-from torchtune_speech.generation._tokenwise import MAX_RETURNS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,33 +17,25 @@ class _Hypothesis:
 
     Args:
         tokens: so far.
-        scores: summed log-probability after each token.
+        score: their summed log-probability.
         detector: has seen the tokens; None when loops are let run.
         cycle: the first loop in them.
         finish_reason: None while it is alive.
     """
 
     tokens: list[int]
-    scores: list[float]
+    score: float
     detector: LoopDetector | None
     cycle: Cycle | None = None
     finish_reason: str | None = None
 
-    @property
-    def score(self) -> float:
-        return self.scores[-1] if self.scores else 0.0
-
     def followed_by(self, token: int, score: float) -> "_Hypothesis":
         detector = self.detector and self.detector.copy()
         found = detector.add(token) if detector else None
-        tokens, scores = [*self.tokens, token], [*self.scores, score]
-        return _Hypothesis(tokens, scores, detector, self.cycle or found)
+        return _Hypothesis([*self.tokens, token], score, detector, self.cycle or found)
 
-    def first_cycle_only(self) -> "_Hypothesis":
-        length = self.cycle.start + len(self.cycle.unit)
-        detector = self.detector.copy()
-        detector.rewind(length)
-        return _Hypothesis(self.tokens[:length], self.scores[:length], detector)
+    def first_cycle_only(self) -> list[int]:
+        return self.tokens[: self.cycle.start + len(self.cycle.unit)]
 
 
 class _Search:
@@ -57,20 +47,13 @@ class _Search:
         self.number, self.width = number, settings.num_beams
         self.limit, self.penalty = settings.limit(prompt), settings.length_penalty
         self.policy = settings.loops
-        self.units: list[tuple[int, ...]] = []
         self.finished: list[tuple[float, _Hypothesis]] = []
+        self.best_without_loop: tuple[float, _Hypothesis] | None = None
         detector = None if self.policy == "none" else LoopDetector(kinds)
-        self._begin(_Hypothesis([], [], detector))
+        first = _Hypothesis([], 0.0, detector)
+        # All begin alike: only the first may branch out, the others are worth nothing.
+        self.live = [first] + [_Hypothesis([], -torch.inf, detector)] * (self.width - 1)
         self.parents = list(range(self.width))
-
-    def _begin(self, first: _Hypothesis) -> None:
-        """Let only one hypothesis branch out: all others are worth nothing."""
-        nothing = dataclasses.replace(first, scores=[*first.scores[:-1], -torch.inf])
-        self.live = [first] + [nothing] * (self.width - 1)
-
-    def banned(self, hypothesis: _Hypothesis) -> list[int]:
-        """Tokens that would begin a forbidden cycle anew, right after it was said."""
-        return [u[0] for u in self.units if hypothesis.detector.ends_with(u)]
 
     def step(self, candidates: Sequence[tuple[float, int, int]], stop_ids: Sequence[int]) -> None:
         """Take the best continuations.
@@ -91,35 +74,17 @@ class _Search:
                 self._finish(before[parent], score, "stop", len(before[parent].tokens) + 1)
         # Keep the number of hypotheses where too few continuations were left.
         while self.live and len(self.live) < self.width:
-            first = self.live[0]
-            self.live.append(dataclasses.replace(first, scores=[*first.scores[:-1], -torch.inf]))
+            self.live.append(dataclasses.replace(self.live[0], score=-torch.inf))
             self.parents.append(self.parents[0])
-        if self.live and self.live[0].cycle is not None:
-            self._leave_loop(self.live[0])
-
-    def _leave_loop(self, looping: _Hypothesis) -> None:
-        """Go back to the end of the first cycle: to end there, or to search on without it."""
-        kept, unit = looping.first_cycle_only(), looping.cycle.unit
-        self.units.append(unit)
-        if self.policy == "cut" or len(self.units) > MAX_RETURNS:
-            self.live, self.finished = [], []
-            self._finish(kept, kept.score, "loop", len(kept.tokens))
-            return
-        # What was finished beyond this place has said the cycle again.
-        length = len(kept.tokens)
-        self.finished = [
-            (value, h)
-            for value, h in self.finished
-            if len(h.tokens) <= length or h.tokens[:length] != kept.tokens
-        ]
-        self._begin(kept)
-        self.parents = [self.parents[0]] * self.width
 
     def _finish(self, hypothesis: _Hypothesis, score: float, reason: str, length: int) -> None:
         ended = dataclasses.replace(hypothesis, finish_reason=reason)
-        self.finished.append((score / max(length, 1) ** self.penalty, ended))
+        value = score / max(length, 1) ** self.penalty
+        self.finished.append((value, ended))
         self.finished.sort(key=lambda pair: -pair[0])
         del self.finished[self.width :]
+        if ended.cycle is None and value > (self.best_without_loop or (-torch.inf,))[0]:
+            self.best_without_loop = value, ended
 
     def end(self) -> bool:
         """End the search if no living hypothesis can be expected to become the best.
@@ -139,11 +104,14 @@ class _Search:
         return len(self.finished) == self.width and best <= self.finished[-1][0]
 
     def answer(self) -> Answer:
+        """The best hypothesis; if it loops, what the policy puts in its place."""
         best = self.finished[0][1]
-        loops = len(self.units)
-        if best.cycle is not None:  # it looped while another hypothesis was ahead
-            return Answer(best.first_cycle_only().tokens, "loop", loops + 1)
-        return Answer(best.tokens, best.finish_reason, loops)
+        if best.cycle is None:
+            return Answer(best.tokens, best.finish_reason)
+        if self.policy == "forbid" and self.best_without_loop is not None:
+            other = self.best_without_loop[1]
+            return Answer(other.tokens, other.finish_reason, loops=1)
+        return Answer(best.first_cycle_only(), "loop", loops=1)
 
 
 def decode_beams(
@@ -157,8 +125,10 @@ def decode_beams(
     """Decode each prompt's answer by beam search.
 
     A search ends when it has ``num_beams`` finished hypotheses and none that is alive scores better
-    at its present length. When its best hypothesis runs into a loop, it ends with the first cycle
-    of that (policy ``cut``) or goes back to there and searches on without the cycle (``forbid``).
+    at its present length. When the best hypothesis of all has a loop, the answer is its beginning
+    up to the first cycle (policy ``cut``), or the best one without a loop, if one was finished
+    (``forbid``). The search itself is the same under every policy: a hypothesis that loops need not
+    be the best in the end.
 
     Args:
         session: has read the prompts.
@@ -198,12 +168,9 @@ def _candidates(
 ) -> list[list[tuple[float, int, int]]]:
     """The best continuations of each search: score, hypothesis, token."""
     vocab = logits.shape[1]
-    hypotheses = [(search, h) for search in searches for h in search.live]
-    scores = torch.tensor([h.score for _, h in hypotheses], device=logits.device)
-    log_probabilities = forbid(
-        torch.log_softmax(logits, dim=1), [search.banned(h) for search, h in hypotheses]
-    )
-    totals = (log_probabilities + scores[:, None]).view(len(searches), -1)
+    scores = [h.score for search in searches for h in search.live]
+    scores = torch.tensor(scores, device=logits.device)
+    totals = (torch.log_softmax(logits, dim=1) + scores[:, None]).view(len(searches), -1)
     # Each hypothesis may give its stop tokens away.
     best, place = totals.topk(min(width * (1 + num_stops), width * vocab), dim=1)
     best, place = session.agree(best).tolist(), session.agree(place).tolist()
@@ -230,8 +197,4 @@ def _follow(
         session.cache.reorder(rows)
     if len(kept) < len(rows):
         session.cache.select(kept)
-    alive = [search for search in searches if not done[search.number]]
-    for row, h in enumerate(h for search in alive for h in search.live):
-        # All but the last token stay: fewer than there are after a return from a loop.
-        session.cache.rewind(row, len(h.tokens) - 1)
-    return alive
+    return [search for search in searches if not done[search.number]]

@@ -61,7 +61,7 @@ class Decoding:
         seed: of the draws.
         loops: what is done when an answer runs into a repetition loop: ``none`` lets it run,
             ``cut`` ends it after the first cycle, ``forbid`` goes back to there and decodes on
-            without that cycle. Beams act when their best hypothesis loops.
+            without that cycle (with beams: the best hypothesis without a loop).
 
     Raises:
         InputError: for a value out of its range, or two that exclude each other.
