@@ -421,9 +421,6 @@ def _segment(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from torchtune_speech.evaluation import compare, format_comparison
 
-    for path in (options.a, options.b):
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; give two files of predictions (.jsonl)")
     names = str(options.a), str(options.b)
     comparison = compare(
         read_jsonl(options.a),

@@ -113,9 +113,14 @@ def iter_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
         Pairs of line number, counted from 1, and row.
 
     Raises:
-        InputError: When a line is not a JSON object, naming the file and line.
+        InputError: When there is no such file, or a line is not a JSON object, naming the file and
+            line.
     """
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
+    try:
+        file = open(path, encoding="utf-8-sig", newline="\n")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    with file:
         number = 0
         try:
             for number, line in enumerate(file, start=1):

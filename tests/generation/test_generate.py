@@ -172,6 +172,18 @@ def test_caches_follow_rows_that_return_from_loops(world, small_cycles):
         assert answer == alone
 
 
+def test_caches_follow_rows_of_one_length_that_return(world, small_cycles):
+    """Then nothing but the returns tells the rows of the cache apart."""
+    model, dataset = world
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(FEW[0], FEW[-1], (12, 9), generator=generator).tolist()
+    prompts, decoding = [Prompt(row) for row in tokens], Decoding(30, loops="forbid")
+    asked = few_tokens(dataset)
+    together = generate(model, prompts, decoding, **asked)
+    assert len({a.loops for a in together}) > 1
+    assert together == [generate(model, [p], decoding, **asked)[0] for p in prompts]
+
+
 @pytest.mark.parametrize("policy", ["forbid", "cut"])
 def test_caches_follow_beams_that_return_from_loops(world, small_cycles, policy):
     model, dataset = world

@@ -135,6 +135,7 @@ def segment_manifest(
         raise InputError("overlap: windows cut at silence have none; cut at fixed places")
 
     def windows_of(cut: AudioCut, overlap_s: float) -> list[tuple[float, float]]:
+        """Offset and duration of each window, in seconds of the recording."""
         path, rate = resolve_audio(manifest, cut), 16_000
         longest = window_s * cut.speed  # in seconds of the recording
         seconds = audio_seconds(path, cut.offset_s, cut.duration_s)

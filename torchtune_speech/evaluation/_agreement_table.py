@@ -66,6 +66,7 @@ def agreement_table(
     groups = [_group(row, group, index) for index, row in enumerate(rows)] if group else None
 
     def report(indices: Sequence[int]) -> dict[str, Any]:
+        """The agreement of each metric on some of the rows."""
         return {
             metric: agreement(
                 [values[metric][i] for i in indices],

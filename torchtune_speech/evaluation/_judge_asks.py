@@ -65,6 +65,7 @@ def ask_endpoint(
     settings = {"model": model, "temperature": 0, "max_tokens": max_new_tokens}
 
     def ask(conversations: Sequence[Conversation]) -> list[str]:
+        """The endpoint's reply to each conversation, several at a time."""
         bodies = [settings | {"messages": conversation} for conversation in conversations]
         with ThreadPoolExecutor(num_threads) as threads:
             replies = threads.map(send, bodies)
@@ -115,6 +116,7 @@ def ask_local(
 
     @torch.inference_mode()
     def reply(batch: Sequence[Conversation]) -> list[str]:
+        """The model's words to each conversation of a batch."""
         inputs = tokenizer.apply_chat_template(
             list(batch),
             add_generation_prompt=True,
@@ -134,6 +136,7 @@ def ask_local(
         return tokenizer.batch_decode(tokens[:, prompt_length:], skip_special_tokens=True)
 
     def ask(conversations: Sequence[Conversation]) -> list[str]:
+        """The model's reply to each conversation, batch by batch."""
         replies = []
         with tqdm(total=len(conversations), desc="judge", unit="answer") as progress:
             for start in range(0, len(conversations), batch_size):

@@ -83,16 +83,16 @@ def answer_audio(
     heard = [([f], len(piece) / rate) for f, piece in zip(frames, pieces, strict=True)]
     if not join:
         heard = [(frames, sum(seconds for _, seconds in heard))]
-    prompts = []
-    for number, (some, seconds) in enumerate(heard):
-        prompt = audio_prompt(some, instruction, model=model, chat=chat, templates=templates)
-        if max_seq_len is not None and len(prompt.tokens) > max_seq_len:
-            raise InputError(
-                f"audio: {len(prompt.tokens)} tokens as a prompt, max_seq_len is {max_seq_len}; "
-                "raise it, or let the windows be answered one by one (long_answer=join)"
-            )
-        limit = speech_tokens_per_second and speech_token_limit(seconds, speech_tokens_per_second)
-        prompts.append(dataclasses.replace(prompt, max_new_tokens=limit, seed=number))
+    prompts = [
+        _limited(
+            audio_prompt(some, instruction, model=model, chat=chat, templates=templates),
+            seconds=seconds,
+            seed=number,
+            tokens_per_second=speech_tokens_per_second,
+            max_seq_len=max_seq_len,
+        )
+        for number, (some, seconds) in enumerate(heard)
+    ]
     looks = settings is not None and settings.loops != "none"
     kinds = TokenKinds.from_texts(chat.token_texts) if looks else None
     answers = [
@@ -110,6 +110,26 @@ def answer_audio(
         )
     ]
     return join_texts([chat.decode(answer.tokens) for answer in answers], overlap_s)
+
+
+def _limited(
+    prompt: Prompt,
+    *,
+    seconds: float,
+    seed: int,
+    tokens_per_second: float | None,
+    max_seq_len: int | None,
+) -> Prompt:
+    """A prompt with its limit and its seed, unless it is too long itself."""
+    if max_seq_len is not None and len(prompt.tokens) > max_seq_len:
+        raise InputError(
+            f"audio: {len(prompt.tokens)} tokens as a prompt, max_seq_len is {max_seq_len}; "
+            "raise it, or let the windows be answered one by one (long_answer=join)"
+        )
+    limit = None
+    if tokens_per_second is not None:
+        limit = speech_token_limit(seconds, tokens_per_second)
+    return dataclasses.replace(prompt, max_new_tokens=limit, seed=seed)
 
 
 def audio_prompt(

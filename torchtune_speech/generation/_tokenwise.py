@@ -35,6 +35,7 @@ class _Row:
         return [unit[0] for unit in self.cycles if self.detector.ends_with(unit)]
 
     def add(self, token: int, stop_ids: Sequence[int]) -> None:
+        """Take a token; end, or return to the first cycle of a loop, if that is due."""
         if token in stop_ids:
             self.finish_reason = "stop"
             return
