@@ -6,6 +6,8 @@ that a demo that was stopped goes on where it was.
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,11 +50,18 @@ def run_demo() -> None:
     write_json(OUT / "report.json", report)
     print("\n" + format_demo_table(report))
     print(f"\n{sum(seconds.values()) / 60:.1f} minutes in all; report: {OUT / 'report.json'}")
-    print("Try it on one file:")
+    # As they can be typed here, whether or not the environment is active.
+    tools = os.path.relpath(Path(sys.executable).parent)
     print(
-        "  tune run speech_generate --config nano/speech_generate checkpoint=runs/nano/C \\\n"
+        "\nTry it on one file:\n"
+        f"  {tools}/tune run speech_generate --config nano/speech_generate checkpoint={OUT}/C \\\n"
         f"    dataset=null audio={OUT}/data/audio/test-00000.flac \\\n"
-        '    instruction="Transcribe the English content."'
+        '    instruction="Transcribe the English content."\n'
+        f"See what it got wrong, sample by sample, in {OUT}/scores.html:\n"
+        f"  {tools}/tune run speech_eval --config nano/speech_eval \\\n"
+        f"    predictions={OUT}/predictions-C.jsonl output={OUT}/scores.json\n"
+        "Is fusing better than the projector alone, or is it chance?\n"
+        f"  {tools}/torchtune-speech compare {OUT}/predictions-A.jsonl {OUT}/predictions-C.jsonl"
     )
 
 
