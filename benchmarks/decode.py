@@ -4,40 +4,29 @@ A Llama of 100 million parameters with random weights answers prompts as long as
 speech (16.7 vectors a second, and 40 tokens of instruction) with 64 tokens each. The two take turns
 in one process; the medians are compared. The texts must be the same.
 
-    python benchmarks/decode.py                      # prints a table, writes results/decode.json
+    python benchmarks/decode.py
 """
 
-import argparse
-import json
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-import transformers
+from common import compute_dtype, parser, take_turns, write_section
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from torchtune_speech.files import write_json
 from torchtune_speech.generation import Decoding, Prompt, generate
 from torchtune_speech.models import load_hf_weights, speech_llama3_1_from_hf
 
 NEW_TOKENS, VOCABULARY = 64, 32_000
-RESULTS = Path(__file__).parent / "results" / "decode.json"
 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--repeats", type=int, default=5, help="of each measurement (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="(%(default)s)")
-    options = parser.parse_args()
-    dtype = getattr(torch, options.dtype)
+    arguments = parser(__doc__)
+    arguments.set_defaults(dtype="fp32")  # in which both must say the same
+    arguments.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
+    options = arguments.parse_args()
+    dtype = compute_dtype(options)
     with tempfile.TemporaryDirectory() as folder:
         theirs, ours = build_models(folder, options.device, dtype)
     table = {"tokens_per_s": {}, "hf_tokens_per_s": {}, "ratio_vs_hf": {}}
@@ -47,6 +36,7 @@ def main() -> None:
             lambda p=prompts: answer_ours(ours, p, dtype),
             lambda p=prompts: answer_hf(theirs, p),
             options.repeats,
+            options.device,
             same=dtype == torch.float32,
         )
         tokens = size * NEW_TOKENS
@@ -58,19 +48,8 @@ def main() -> None:
             f"{tokens / theirs_s:8.1f}, ratio {theirs_s / ours_s:.2f}",
             flush=True,
         )
-    setting = {
-        "device": options.device,
-        "dtype": options.dtype,
-        "threads": torch.get_num_threads(),
-        "parameters": sum(p.numel() for p in theirs.parameters()),
-        "new_tokens": NEW_TOKENS,
-        "repeats": options.repeats,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
-    }
-    write_json(options.out, table | {"setting": setting})
-    print(json.dumps(setting))
+    table["parameters"] = sum(p.numel() for p in theirs.parameters())
+    write_section(options, "decode", table)
 
 
 def build_models(
@@ -154,20 +133,16 @@ def measure(
     ours: Callable[[], list[list[int]]],
     theirs: Callable[[], list[list[int]]],
     repeats: int,
+    device: str,
     same: bool,
 ) -> tuple[float, float]:
-    """Median seconds of each; they take turns, after one run to warm up."""
+    """Median seconds of each."""
     first, second = ours(), theirs()
     if same and first != second:
         differing = sum(a != b for a, b in zip(first, second, strict=True))
         raise SystemExit(f"{differing} of {len(first)} answers differ: nothing to compare")
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for run, seconds in zip((ours, theirs), times, strict=True):
-            began = time.perf_counter()
-            run()  # its result is a list: the device has finished
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(times[0]), statistics.median(times[1])
+    medians = take_turns({"ours": ours, "theirs": theirs}, repeats, device, warmup=0)
+    return medians["ours"], medians["theirs"]
 
 
 if __name__ == "__main__":
