@@ -169,13 +169,13 @@ class MultimodalFuseRecipe:
                 rates = training.set_learning_rates(
                     self.optimizer, self.schedules, step.number, self.max_steps
                 )
-                losses = training.forward_backward(
+                sums = training.forward_backward(
                     self.model, step_batches, process, dtype=self.dtype, ctc_weight=cfg.ctc_weight
                 )
-                grad_norm = training.update(
+                losses, grad_norm = training.update(
                     self.optimizer,
                     self.groups,
-                    losses,
+                    sums,
                     step,
                     self.dataset,
                     clip_grad_norm=cfg.clip_grad_norm,

@@ -179,7 +179,7 @@ class ProjectorRecipe:
                     self.optimizer, self.schedules, step.number, self.max_steps
                 )
                 if step.number < cfg.ctc_only_steps:
-                    losses = training.ctc_forward_backward(
+                    sums = training.ctc_forward_backward(
                         self.model,
                         step_batches,
                         process,
@@ -188,17 +188,17 @@ class ProjectorRecipe:
                         blank_token=self.blank_token,
                     )
                 else:
-                    losses = training.forward_backward(
+                    sums = training.forward_backward(
                         self.model,
                         step_batches,
                         process,
                         dtype=self.dtype,
                         ctc_weight=cfg.ctc_weight,
                     )
-                grad_norm = training.update(
+                losses, grad_norm = training.update(
                     self.optimizer,
                     self.groups,
-                    losses,
+                    sums,
                     step,
                     self.dataset,
                     clip_grad_norm=cfg.clip_grad_norm,

@@ -16,6 +16,7 @@ from torchtune_speech.modules._layers import (
     TransformerEncoderLayer,
     feed_forward,
 )
+from torchtune_speech.modules._linear_cross_entropy import linear_cross_entropy_sum
 from torchtune_speech.modules._packing import (
     Packing,
     length_groups,
@@ -40,6 +41,7 @@ __all__ = [
     "embedding_distance_sum",
     "feed_forward",
     "length_groups",
+    "linear_cross_entropy_sum",
     "packed_attention",
     "pad_packed",
     "rotary_angles",

@@ -33,6 +33,7 @@ from torchtune_speech.training._loader import build_plan, resolve_max_steps, ste
 from torchtune_speech.training._log import TrainingLog, flat_scores
 from torchtune_speech.training._objective import (
     StepLoss,
+    StepSums,
     autocast,
     batch_loss,
     ctc_forward_backward,
@@ -70,6 +71,7 @@ from torchtune_speech.training._run import (
 __all__ = [
     "Process",
     "StepLoss",
+    "StepSums",
     "StopSignal",
     "TrainingError",
     "TrainingLog",

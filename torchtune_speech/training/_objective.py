@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from torchtune_speech.data import Batch
@@ -35,6 +34,38 @@ class StepLoss:
     slots: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepSums:
+    """Sums of a step over all processes, on the device: reading them waits for it.
+
+    Args:
+        losses: cross-entropy and CTC loss, in nats, float64 ``[2]``.
+        counts: supervised tokens, CTC labels, utterances too short for theirs, tokens, positions,
+            float64 ``[5]``.
+        with_ctc: whether the step has a CTC loss.
+        only_ctc: whether it has no other.
+    """
+
+    losses: Tensor
+    counts: Tensor
+    with_ctc: bool
+    only_ctc: bool = False
+
+    def read(self) -> StepLoss:
+        """Wait for the step, and take the means."""
+        losses, counts = self.losses.tolist(), [int(n) for n in self.counts.tolist()]
+        supervised, labels, skipped, tokens, slots = counts
+        ce, ctc = losses[0] / max(supervised, 1), losses[1] / max(labels, 1)
+        return StepLoss(
+            loss=ctc if self.only_ctc else ce,
+            ctc=ctc if self.with_ctc and labels else None,
+            ctc_skipped=skipped,
+            supervised_tokens=supervised,
+            tokens=tokens,
+            slots=slots,
+        )
+
+
 def forward_backward(
     model: SpeechLLM,
     batches: Sequence[Batch],
@@ -42,12 +73,13 @@ def forward_backward(
     *,
     dtype: torch.dtype = torch.float32,
     ctc_weight: float = 0.0,
-) -> StepLoss:
+) -> StepSums:
     """Accumulate the gradient of a step's mean loss.
 
     The mean is over the supervised tokens of all batches and processes, so that neither
     accumulation nor the number of processes changes it. Parameters whose modules took no part
-    (the projector in a text step) keep their gradient at None.
+    (the projector in a text step) keep their gradient at None. The host does not wait for the
+    device.
 
     Args:
         model: the model; its gradients are added to.
@@ -59,32 +91,24 @@ def forward_backward(
     Returns:
         The losses and counts of the step.
     """
-    counts = _counts(batches, model.projector.ctc_length if ctc_weight > 0 else None)
-    supervised, labels, skipped, tokens, slots = (int(n) for n in process.sum(*counts))
-    use_ctc = ctc_weight > 0 and labels > 0
-    # Read at the end of the step only: reading a number waits for the device.
+    counts = process.sum_tensor(
+        *_counts(batches, model.projector.ctc_length if ctc_weight > 0 else None)
+    )
+    supervised, labels = counts[:2].clamp(min=1)
+    with_ctc = ctc_weight > 0 and any(batch["frames"] is not None for batch in batches)
     totals = torch.zeros(2, dtype=torch.float64, device=process.device)
     for batch in batches:
         batch = to_device(batch, process.device)
         with autocast(process.device, dtype):
-            ce_sum, ctc_sum = batch_loss(model, batch, with_ctc=use_ctc)
-        loss = ce_sum / max(supervised, 1)
+            ce_sum, ctc_sum = batch_loss(model, batch, with_ctc=with_ctc)
+        loss = ce_sum / supervised
         totals[0] += ce_sum.detach()
         if ctc_sum is not None:
-            loss = loss + ctc_weight * ctc_sum / max(labels, 1)
+            loss = loss + ctc_weight * ctc_sum / labels
             totals[1] += ctc_sum.detach()
         # FSDP averages gradients over processes; the sums above want adding up.
         (loss * process.world_size).backward()
-    ce_total, ctc_total = process.sum(*totals.tolist())
-    ctc = ctc_total / max(labels, 1)
-    return StepLoss(
-        loss=ce_total / max(supervised, 1),
-        ctc=ctc if use_ctc else None,
-        ctc_skipped=skipped,
-        supervised_tokens=supervised,
-        tokens=tokens,
-        slots=slots,
-    )
+    return StepSums(process.all_reduce(totals), counts, with_ctc)
 
 
 def ctc_forward_backward(
@@ -95,7 +119,7 @@ def ctc_forward_backward(
     dtype: torch.dtype = torch.float32,
     embedding_weight: float = 0.0,
     blank_token: int | None = None,
-) -> StepLoss:
+) -> StepSums:
     """Accumulate the gradient of a warm-up step of the projector, without running the LLM.
 
     The CTC loss teaches the projector what is said; the distance to the embeddings of what CTC
@@ -111,13 +135,12 @@ def ctc_forward_backward(
         blank_token: what stands for CTC's blank among the embeddings. Default None: zero.
 
     Returns:
-        The losses and counts of the step; ``loss`` is the CTC loss.
+        The losses and counts of the step; its loss is the CTC loss.
     """
     vectors = sum(b["speech_index"].numel() for b in batches)
-    counts = _counts(batches, model.projector.ctc_length)
-    *counts, vectors = (int(n) for n in process.sum(*counts, vectors))
-    supervised, labels, skipped, tokens, slots = counts
-    total = torch.zeros((), dtype=torch.float64, device=process.device)
+    sums = process.sum_tensor(*_counts(batches, model.projector.ctc_length), vectors)
+    _, labels, *_, vectors = sums.clamp(min=1)
+    totals = torch.zeros(2, dtype=torch.float64, device=process.device)
     for batch in batches:
         batch = to_device(batch, process.device)
         with autocast(process.device, dtype):
@@ -130,20 +153,12 @@ def ctc_forward_backward(
                 blank_token=blank_token,
             )
             ctc_sum = _ctc_sum(model, batch, ctc_logits)
-        loss = ctc_sum / max(labels, 1)
+        loss = ctc_sum / labels
         if embedding_weight > 0:
-            loss = loss + embedding_weight * distance_sum / max(vectors, 1)
-        total += ctc_sum.detach()
+            loss = loss + embedding_weight * distance_sum / vectors
+        totals[1] += ctc_sum.detach()
         (loss * process.world_size).backward()
-    ctc = process.sum(total.item())[0] / max(labels, 1)
-    return StepLoss(
-        loss=ctc,
-        ctc=ctc,
-        ctc_skipped=skipped,
-        supervised_tokens=supervised,
-        tokens=tokens,
-        slots=slots,
-    )
+    return StepSums(process.all_reduce(totals), sums[:5], with_ctc=True, only_ctc=True)
 
 
 def batch_loss(
@@ -169,10 +184,10 @@ def batch_loss(
         mask=block_causal_mask(batch["document_ids"]),
         input_pos=batch["input_pos"],
         select=select,
+        labels=batch["labels"].flatten().index_select(0, select),
         return_ctc=with_ctc,
     )
-    logits, ctc_logits = output if with_ctc else (output, None)
-    ce_sum = F.cross_entropy(logits.float(), batch["labels"].flatten()[select], reduction="sum")
+    ce_sum, ctc_logits = output if with_ctc else (output, None)
     return ce_sum, _ctc_sum(model, batch, ctc_logits) if with_ctc else None
 
 

@@ -9,6 +9,7 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torchtune import training, utils
 
 from torchtune_speech.errors import InputError
@@ -54,6 +55,36 @@ class Process:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
+
+    def sum_tensor(self, *values: float) -> Tensor:
+        """Sums over all processes that stay on the device: nothing waits for it.
+
+        Args:
+            *values: numbers of this process.
+
+        Returns:
+            The sums, float64 ``[len(values)]``. Of a lone process they are on the CPU, where they
+            are known; as scalars they may meet tensors of the device all the same.
+        """
+        total = torch.tensor(values, dtype=torch.float64)
+        if self.world_size == 1:
+            return total
+        if self.device.type == "cuda":
+            total = total.pin_memory()  # a copy from other memory may wait for the device
+        return self.all_reduce(total.to(self.device, non_blocking=True))
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor of the device over all processes, in place.
+
+        Args:
+            tensor: of any shape, on this process's device.
+
+        Returns:
+            The same tensor.
+        """
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""

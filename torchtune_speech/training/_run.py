@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchtune.utils import get_logger, log_rank_zero
 
@@ -21,7 +21,7 @@ from torchtune_speech.training._checkpoint import (
     list_checkpoints,
     read_stage,
 )
-from torchtune_speech.training._objective import StepLoss
+from torchtune_speech.training._objective import StepLoss, StepSums
 
 _log = get_logger("INFO")
 _EDGE = 2**16  # bytes
@@ -75,7 +75,7 @@ def is_due(done: int, every: int | None, last: bool) -> bool:
 
 def clip_gradients(
     groups: Mapping[str, Mapping[str, nn.Parameter]], max_norm: float | None
-) -> float:
+) -> Tensor:
     """Clip the norm of all gradients together.
 
     Args:
@@ -83,29 +83,33 @@ def clip_gradients(
         max_norm: largest norm; None only measures.
 
     Returns:
-        The norm before clipping.
+        The norm before clipping, on the device.
     """
     parameters = [p for group in groups.values() for p in group.values()]
     norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def update(
     optimizer: torch.optim.Optimizer,
     groups: Mapping[str, Mapping[str, nn.Parameter]],
-    losses: StepLoss,
+    sums: StepSums,
     step: Step,
     dataset: SpeechDataset,
     *,
     clip_grad_norm: float | None,
     on_nonfinite: str = "fail",
-) -> float:
-    """Clip the gradients, check them, and take the optimizer's step.
+) -> tuple[StepLoss, float]:
+    """Clip the gradients, take the optimizer's step if all is finite, and read the losses.
+
+    With a fused optimizer the device itself decides whether the step is taken, and the host waits
+    for the device only once a step: at the end of this function, when all work has been handed
+    out.
 
     Args:
         optimizer: of the parameters.
         groups: trained parameters; their gradients are gone afterwards.
-        losses: of the step.
+        sums: losses of the step.
         step: the step.
         dataset: where its samples come from.
         clip_grad_norm: largest norm of all gradients together; None for no clipping.
@@ -113,28 +117,51 @@ def update(
             the step, as if it had not been drawn. Weights and optimizer stay as they were.
 
     Returns:
-        The gradient norm before clipping.
+        The losses, and the gradient norm before clipping.
 
     Raises:
         TrainingError: if loss or gradient norm is not finite, under ``fail``.
     """
-    grad_norm = clip_gradients(groups, clip_grad_norm)
-    if math.isfinite(losses.loss) and math.isfinite(grad_norm):
+    norm = clip_gradients(groups, clip_grad_norm)
+    finite = sums.losses.sum().isfinite() & norm.isfinite()
+    if _is_fused(optimizer):
+        # What torch's GradScaler sets, too: a fused step does nothing where this is 1.
+        optimizer.found_inf = (~finite).float()
         optimizer.step()
-    else:
-        some = ", ".join(dataset.samples[i].id for i in step.samples[:5])
-        what = (
-            f"step {step.number + 1}: loss {losses.loss}, gradient norm {grad_norm} "
-            f"(samples {some}, ...)"
-        )
-        if on_nonfinite == "fail":
-            raise TrainingError(
-                f"{what}; look at these samples, lower the learning rate, or set "
-                "on_nonfinite=skip, and set resume=true"
-            )
-        log_rank_zero(_log, f"{what}; skipped", logging.WARNING)
+    elif finite:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return grad_norm
+    losses, grad_norm = sums.read(), norm.item()
+    if not (math.isfinite(losses.loss) and math.isfinite(grad_norm)):
+        _refuse_or_tell(losses, grad_norm, step, dataset, on_nonfinite)
+    return losses, grad_norm
+
+
+def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step is one kernel that obeys ``found_inf``.
+
+    Sharded parameters would want that number as a DTensor; there the host looks at it.
+    """
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return all(group.get("fused") for group in optimizer.param_groups) and not any(
+        isinstance(p, DTensor) for p in parameters
+    )
+
+
+def _refuse_or_tell(
+    losses: StepLoss, grad_norm: float, step: Step, dataset: SpeechDataset, on_nonfinite: str
+) -> None:
+    some = ", ".join(dataset.samples[i].id for i in step.samples[:5])
+    what = (
+        f"step {step.number + 1}: loss {losses.loss}, gradient norm {grad_norm} "
+        f"(samples {some}, ...)"
+    )
+    if on_nonfinite == "fail":
+        raise TrainingError(
+            f"{what}; look at these samples, lower the learning rate, or set "
+            "on_nonfinite=skip, and set resume=true"
+        )
+    log_rank_zero(_log, f"{what}; skipped", logging.WARNING)
 
 
 def step_metrics(

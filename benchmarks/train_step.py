@@ -1,0 +1,446 @@
+"""The fuse step beside what a user would take instead, on the same samples, weights and dtype.
+
+A Llama with LoRA and a projector trains on speech samples of 2 to 20 seconds and on their text
+twins, in turn. Ours packs samples into rows; the peer (`peer.py`: Hugging Face, PEFT) pads them to
+the longest of a batch, in random order or grouped by length. torchtune's own LoRA step takes our
+packed rows of text. A sample or token is counted when it holds something, padding never; each
+figure is a whole step with its optimizer. Before anything is measured, losses and gradients of
+ours and the peer are compared on the same samples: they must be equal.
+
+    python benchmarks/train_step.py                    # 100 million parameters, on the CPU
+    python benchmarks/train_step.py --size nano
+    python benchmarks/train_step.py --size 8b --device cuda
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from common import (
+    SIZES,
+    compute_dtype,
+    parser,
+    print_table,
+    seconds,
+    write_section,
+)
+from peer import PeerSpeechLLM, grouped_batches, hf_llama, peer_batch, random_batches
+from peft import set_peft_model_state_dict
+from synthetic import PLACEHOLDER_ID, SyntheticDataset
+from torch import nn
+from torchtune.models.convert_weights import hf_to_tune
+from torchtune.models.llama3_1 import lora_llama3_1
+from torchtune.modules import TransformerSelfAttentionLayer
+from torchtune.modules.loss import CEWithChunkedOutputLoss
+from torchtune.training import set_activation_checkpointing, set_default_dtype
+
+from torchtune_speech import training
+from torchtune_speech.data import Plan, Source, Step, StepBatches, fill
+from torchtune_speech.models import (
+    SpeechLLM,
+    block_causal_mask,
+    lora_speech_llama3_1,
+    to_peft,
+    transformer_projector,
+)
+
+FRAME_DIM = 1024
+# Width of the projector's layers, length and number of our rows, batch sizes that the peer may
+# choose from, samples to draw from, pairs of a speech and a text step of ours that are timed.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "nano": {"projector": 192, "row": 512, "rows": 4, "peer": [8, 16, 32], "pairs": 24},
+    "100m": {"projector": 384, "row": 512, "rows": 4, "peer": [4, 8], "pairs": 5},
+    "8b": {"projector": 1024, "row": 8192, "rows": 2, "peer": [8, 16, 32], "pairs": 4},
+}
+POOL = 2048
+LORA = {"lora_rank": 8, "lora_alpha": 16}
+ALL_LORA = {
+    "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
+    "apply_lora_to_mlp": True,
+    "lora_dropout": 0.0,
+}
+
+Run = tuple[float, int, int]  # seconds, samples, tokens that are no padding
+
+
+def main() -> None:
+    """Check, measure, print and write."""
+    arguments = parser(__doc__, sizes=("100m", "nano", "8b"))
+    arguments.add_argument("--pairs", type=int, help="speech and text steps of ours that are timed")
+    arguments.add_argument("--peer-batch-sizes", type=int, nargs="+")
+    arguments.add_argument("--compile", action="store_true", help="compile our layers")
+    arguments.add_argument(
+        "--checkpointing", action="store_true", help="recompute layers in the backward pass, all"
+    )
+    options = arguments.parse_args()
+    given = SETTINGS[options.size]
+    options.pairs = options.pairs or given["pairs"]
+    options.peer_batch_sizes = options.peer_batch_sizes or given["peer"]
+    options.row, options.rows = given["row"], given["rows"]
+    dtype = compute_dtype(options)
+    torch.manual_seed(0)
+    ours, peer = build_models(options, dtype)
+    dataset = SyntheticDataset(
+        POOL,
+        vocab_size=SIZES[options.size]["vocab_size"],
+        frame_dim=FRAME_DIM,
+        output_length=ours.projector.output_length,
+    )
+    difference = check_equal(ours, peer, dataset, options, dtype)
+    table = measure(ours, peer, dataset, options, dtype)
+    report(table, options, difference)
+
+
+def build_models(
+    options: argparse.Namespace, dtype: torch.dtype
+) -> tuple[SpeechLLM, PeerSpeechLLM]:
+    """Both systems with the same random weights, LoRA's second matrices not zero."""
+    shape = SIZES[options.size]
+    projector = {"in_dim": FRAME_DIM, "out_dim": shape["embed_dim"]}
+    projector |= {"embed_dim": SETTINGS[options.size]["projector"], "output_scale": 0.1}
+    device = torch.device(options.device)
+    with device:
+        theirs = transformer_projector(**projector)
+        peer = PeerSpeechLLM(hf_llama(shape, options.device, dtype), theirs)
+        with set_default_dtype(dtype):
+            ours = lora_speech_llama3_1(transformer_projector(**projector), **LORA, **shape)
+    ours.projector.float().load_state_dict(theirs.state_dict())
+    llm = peer.llm.get_base_model()
+    weights = {k.replace(".base_layer", ""): v for k, v in llm.state_dict().items()}
+    weights = {k: v for k, v in weights.items() if ".lora_" not in k}
+    heads = {"num_heads": shape["num_heads"], "num_kv_heads": shape["num_kv_heads"]}
+    weights = hf_to_tune(weights, dim=shape["embed_dim"], **heads)
+    ours.decoder.load_state_dict(weights, strict=False)
+    groups = training.trainable_groups(ours, "projector", "lora")
+    for name, parameter in groups["lora"].items():
+        parameter.data = parameter.data.float()
+        if "lora_b" in name:
+            nn.init.normal_(parameter, std=0.02)
+    copy_lora(groups["lora"], peer)
+    if options.checkpointing:
+        peer.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        set_activation_checkpointing(ours, auto_wrap_policy={TransformerSelfAttentionLayer})
+    if options.compile:
+        for layer in ours.decoder.layers:
+            layer.compile()
+    return ours.train(), peer.train()
+
+
+def copy_lora(lora: Mapping[str, nn.Parameter], peer: PeerSpeechLLM) -> None:
+    """Give the peer our LoRA, through the export that PEFT reads."""
+    adapter = {name.removeprefix("decoder."): p.detach() for name, p in lora.items()}
+    config = peer.llm.get_base_model().config.to_dict()
+    result = set_peft_model_state_dict(peer.llm, to_peft(adapter, config))
+    if result.unexpected_keys:
+        raise SystemExit(f"PEFT does not know {result.unexpected_keys[0]}")
+
+
+def check_equal(
+    ours: SpeechLLM,
+    peer: PeerSpeechLLM,
+    dataset: SyntheticDataset,
+    options: argparse.Namespace,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Relative differences of loss and projector gradient between the two, on the same samples."""
+    few = list(range(4 if options.size != "nano" else 8))
+    limit = 1e-3 if dtype == torch.float32 else 3e-2
+    found = {}
+    for is_twin in (False, True):
+        step = Step(0, 0, "st", tuple((i,) for i in few), is_twin, {})
+        losses = [
+            our_loss(ours, step, dataset, options, dtype),
+            peer_loss(peer, few, is_twin, dataset, options, dtype),
+        ]
+        kind = "text" if is_twin else "speech"
+        found[f"{kind}_loss"] = abs(losses[0] - losses[1]) / losses[1]
+        if not is_twin:
+            norms = [gradient(model.projector) for model in (ours, peer)]
+            found["projector_gradient"] = float((norms[0] - norms[1]).norm() / norms[1].norm())
+        ours.zero_grad(), peer.zero_grad()
+    if max(found.values()) > limit:
+        raise SystemExit(f"ours and the peer differ: {found}")
+    return found
+
+
+def gradient(module: nn.Module) -> torch.Tensor:
+    """All gradients of a module in one vector."""
+    return torch.cat([p.grad.float().flatten() for p in module.parameters()])
+
+
+def our_loss(
+    model: SpeechLLM,
+    step: Step,
+    dataset: SyntheticDataset,
+    options: argparse.Namespace,
+    dtype: torch.dtype,
+) -> float:
+    """Loss of a step, with its gradients."""
+    batches = StepBatches(dataset)[step]
+    process = training.start_process(options.device)
+    return training.forward_backward(model, batches, process, dtype=dtype).read().loss
+
+
+def peer_loss(
+    peer: PeerSpeechLLM,
+    numbers: Sequence[int],
+    is_twin: bool,
+    dataset: SyntheticDataset,
+    options: argparse.Namespace,
+    dtype: torch.dtype,
+) -> float:
+    """Loss of a batch, with its gradients."""
+    batch = on_device(peer_items(numbers, is_twin, dataset), options.device)
+    with training.autocast(torch.device(options.device), dtype):
+        loss = peer(**batch)
+    loss.backward()
+    return loss.item()
+
+
+def peer_items(numbers: Sequence[int], is_twin: bool, dataset: SyntheticDataset) -> dict[str, Any]:
+    """A padded batch."""
+    return peer_batch([dataset.item(i, twin=is_twin) for i in numbers], PLACEHOLDER_ID)
+
+
+def on_device(batch: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """The batch on a device; lengths stay on the CPU, as ours do."""
+    return {
+        k: v.to(device) if isinstance(v, torch.Tensor) and not k.startswith("frame_lengths") else v
+        for k, v in batch.items()
+    }
+
+
+def measure(
+    ours: SpeechLLM,
+    peer: PeerSpeechLLM,
+    dataset: SyntheticDataset,
+    options: argparse.Namespace,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Samples and tokens a second of each system, for speech, text and both in turn."""
+    steps = our_steps(dataset, options)
+    batches = prepare(steps, dataset, options)
+    step_ours = our_step(ours, options, dtype)
+    step_peer = peer_step(peer, options, dtype)
+    table: dict[str, Any] = {"ours": run_ours(step_ours, steps, batches, options)}
+    table["ours"]["fill"] = fills(steps, dataset, options.row)
+    lengths = {"speech": dataset.lengths, "text": dataset.twin_lengths()}
+    wanted = len([s for s in steps[2:] if not s.is_twin]) * len(steps[0].samples)
+    for name, make in (("padded", random_batches), ("grouped", grouped_batches)):
+        best: dict[str, Any] = {}
+        for size in options.peer_batch_sizes:
+            found = run_peer(step_peer, make, lengths, size, wanted, dataset, options)
+            print(f"peer, {name}, batch {size}: {found['both']['samples_per_s']:.3g} samples/s")
+            if not best or found["both"]["samples_per_s"] > best["both"]["samples_per_s"]:
+                best = found
+        table[name] = best
+    del peer, step_peer
+    text = [(s, b) for s, b in zip(steps, batches, strict=True) if s.is_twin]
+    table["torchtune"] = run_torchtune(text, options, dtype)
+    return table
+
+
+def our_steps(dataset: SyntheticDataset, options: argparse.Namespace) -> list[Step]:
+    """A pair to warm up, then the pairs that are timed: speech, its twins, speech, ..."""
+    plan = Plan(
+        [Source("st", 1.0, np.arange(len(dataset)))],
+        dataset.lengths,
+        twin_lengths=dataset.twin_lengths(),
+        max_seq_len=options.row,
+        rows_per_step=options.rows,
+        paired=True,
+    )
+    return [next(plan) for _ in range(2 * (options.pairs + 1))]
+
+
+def prepare(
+    steps: Sequence[Step], dataset: SyntheticDataset, options: argparse.Namespace
+) -> list[list[Any]]:
+    """Batches of our steps, made ahead as the loader's workers do."""
+    static = options.device != "cpu" or options.compile
+    make = StepBatches(
+        dataset,
+        accumulation=options.rows if options.device != "cpu" else 1,
+        seq_len=options.row if static else None,
+        rows_per_step=options.rows if static else None,
+    )
+    return [make[step] for step in steps]
+
+
+def our_step(
+    model: SpeechLLM, options: argparse.Namespace, dtype: torch.dtype
+) -> Callable[[Step, list[Any]], None]:
+    """One optimizer step, as the recipe takes it."""
+    groups = training.trainable_groups(model, "projector", "lora")
+    parameters = [p for group in groups.values() for p in group.values()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+    process = training.start_process(options.device)
+
+    def run(step: Step, batches: list[Any]) -> None:
+        sums = training.forward_backward(model, batches, process, dtype=dtype)
+        training.update(optimizer, groups, sums, step, None, clip_grad_norm=1.0)
+
+    return run
+
+
+def peer_step(
+    peer: PeerSpeechLLM, options: argparse.Namespace, dtype: torch.dtype
+) -> Callable[[dict[str, Any]], None]:
+    """One optimizer step of the peer."""
+    parameters = [p for p in peer.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+
+    def run(batch: dict[str, Any]) -> None:
+        with training.autocast(torch.device(options.device), dtype):
+            loss = peer(**on_device(batch, options.device))
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def run_ours(
+    run: Callable[[Step, list[Any]], None],
+    steps: Sequence[Step],
+    batches: Sequence[list[Any]],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Speeds of our steps; the first pair warms up."""
+    kinds: dict[str, list[Run]] = {"speech": [], "text": []}
+    for number, (step, made) in enumerate(zip(steps, batches, strict=True)):
+        taken = seconds(lambda s=step, m=made: run(s, m), options.device)
+        tokens = sum(int((b["document_ids"] > 0).sum()) for b in made)
+        if number >= 2:
+            kinds["text" if step.is_twin else "speech"].append((taken, len(step.samples), tokens))
+    return speeds(kinds)
+
+
+def run_peer(
+    run: Callable[[dict[str, Any]], None],
+    make: Callable[..., list[list[int]]],
+    lengths: Mapping[str, np.ndarray],
+    size: int,
+    wanted: int,
+    dataset: SyntheticDataset,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Speeds of the peer on batches that stand for all of its epoch."""
+    kinds: dict[str, list[Run]] = {}
+    real = computed = 0
+    for kind, of_kind in lengths.items():
+        orders = of_kind.tolist()
+        batches = make(orders if make is grouped_batches else len(orders), size)
+        chosen = spread(batches, of_kind, max(2, round(wanted / size)))
+        run(peer_items(chosen[0], kind == "text", dataset))
+        kinds[kind] = []
+        for numbers in chosen:
+            batch = peer_items(numbers, kind == "text", dataset)
+            taken = seconds(lambda b=batch: run(b), options.device)
+            kinds[kind].append((taken, len(numbers), int(of_kind[numbers].sum())))
+            real, computed = real + kinds[kind][-1][2], computed + batch["tokens_bs"].numel()
+    return {**speeds(kinds), "batch_size": size, "fill": round(real / computed, 3)}
+
+
+def spread(batches: list[list[int]], lengths: np.ndarray, count: int) -> list[list[int]]:
+    """Some of the batches, evenly from the shortest to the longest."""
+    ordered = sorted(batches, key=lambda b: int(lengths[b].max()))
+    return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
+
+
+def run_torchtune(
+    text: Sequence[tuple[Step, list[Any]]], options: argparse.Namespace, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Torchtune's LoRA step on the same packed rows of text: its model, its loss, all positions."""
+    shape = SIZES[options.size]
+    with torch.device(options.device), set_default_dtype(dtype):
+        model = lora_llama3_1(**ALL_LORA, **LORA, **shape)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    loss_fn = CEWithChunkedOutputLoss()
+    model.set_num_output_chunks(loss_fn.num_output_chunks)
+    if options.checkpointing:
+        set_activation_checkpointing(model, auto_wrap_policy={TransformerSelfAttentionLayer})
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+
+    def run(batches: list[Any]) -> None:
+        for batch in batches:
+            b = training.to_device(batch, torch.device(options.device))
+            with training.autocast(torch.device(options.device), dtype):
+                mask = block_causal_mask(b["document_ids"])
+                logits = model(b["tokens"], mask=mask, input_pos=b["input_pos"])
+                loss = loss_fn(logits, b["labels"])
+            loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    kinds: dict[str, list[Run]] = {"text": []}
+    for number, (step, batches) in enumerate(text):
+        taken = seconds(lambda b=batches: run(b), options.device)
+        tokens = sum(int((b["document_ids"] > 0).sum()) for b in batches)
+        if number:
+            kinds["text"].append((taken, len(step.samples), tokens))
+    return speeds(kinds)
+
+
+def speeds(kinds: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, float]]:
+    """Samples and tokens a second of each kind, and of both with as many samples of each."""
+    result = {}
+    for kind, runs in kinds.items():
+        taken, samples, tokens = (sum(column) for column in zip(*runs, strict=True))
+        result[kind] = {
+            "samples_per_s": samples / taken,
+            "tokens_per_s": tokens / taken,
+            "seconds": taken,
+            "samples": samples,
+        }
+    if len(kinds) == 2:
+        # By tokens: the samples that were drawn may be longer or shorter than those of another.
+        a, b = result["speech"], result["text"]
+        result["both"] = {"samples_per_s": 2 / (1 / a["samples_per_s"] + 1 / b["samples_per_s"])}
+    return result
+
+
+def fills(steps: Sequence[Step], dataset: SyntheticDataset, row: int) -> dict[str, float]:
+    """Share of full positions in our timed rows, speech and text apart."""
+    twins = dataset.twin_lengths()
+    found: dict[str, list[float]] = {"speech": [], "text": []}
+    for step in steps[2:]:
+        lengths = twins if step.is_twin else dataset.lengths
+        found["text" if step.is_twin else "speech"].append(fill(step, lengths, row))
+    return {kind: round(float(np.mean(values)), 3) for kind, values in found.items()}
+
+
+def report(
+    table: Mapping[str, Any], options: argparse.Namespace, difference: Mapping[str, float]
+) -> None:
+    """Print the table and write the section."""
+    rows = []
+    for name, found in table.items():
+        cells = [name if "batch_size" not in found else f"{name}, batch {found['batch_size']}"]
+        for kind, unit in (("speech", "tokens"), ("text", "tokens"), ("both", "samples")):
+            cells.append(found[kind][f"{unit}_per_s"] if kind in found else "-")
+        rows.append([*cells, str(found.get("fill", "as ours"))])
+    print_table(["", "speech tokens/s", "text tokens/s", "both, samples/s", "full"], rows)
+    both = {
+        name: found["both"]["samples_per_s"] for name, found in table.items() if "both" in found
+    }
+    ratios = {f"ratio_vs_{n}": round(both["ours"] / both[n], 2) for n in ("padded", "grouped")}
+    text = [table[n]["text"]["tokens_per_s"] for n in ("ours", "torchtune")]
+    ratios["text_ratio_vs_torchtune"] = round(text[0] / text[1], 2)
+    print("  ".join(f"{name} {ratio}" for name, ratio in ratios.items()))
+    section = "train_step" if options.size != "nano" else "train_step_nano"
+    write_section(
+        options, section, {**ratios, "relative_difference": dict(difference), "table": dict(table)}
+    )
+
+
+if __name__ == "__main__":
+    main()
