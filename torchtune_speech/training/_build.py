@@ -114,14 +114,21 @@ def build_speech_llm(
             "download the model again"
         )
     if activation_checkpointing:
-        training.set_activation_checkpointing(
-            built, auto_wrap_policy={TransformerSelfAttentionLayer}
-        )
+        recompute_layers(built)
     if compile:
         for layer in built.decoder.layers:
             layer.compile()
     _load(built, weights, process, shard and process.world_size > 1)
     return built.requires_grad_(False)
+
+
+def recompute_layers(model: SpeechLLM) -> None:
+    """Have the decoder's layers keep only what comes in, and compute the rest again, in place.
+
+    Args:
+        model: the model, may be on the meta device.
+    """
+    training.set_activation_checkpointing(model, auto_wrap_policy={TransformerSelfAttentionLayer})
 
 
 def _trained_projector(

@@ -1,0 +1,352 @@
+"""Peak memory of a training step, predicted by running it on tensors without content."""
+
+import dataclasses
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from torchtune_speech import config
+from torchtune_speech.data import IGNORE_INDEX, Batch
+from torchtune_speech.models import SpeechLLM
+from torchtune_speech.training._build import meta_speech_llm, recompute_layers
+from torchtune_speech.training._objective import autocast, batch_loss
+from torchtune_speech.training._optim import build_optimizer, trainable_groups
+from torchtune_speech.training._process import compute_dtype
+from torchtune_speech.training._run import clip_gradients
+
+FROZEN, TRAINED, GRADIENTS = "frozen weights", "trained weights", "gradients"
+STATE, ACTIVATIONS = "optimizer state", "activations, temporaries"
+GATHERED = "gathered for use"
+BACKWARD = "backward pass"
+
+_SAMPLE_TOKENS = 250  # about ten seconds of speech with its prompt and its answer
+_SUPERVISED = 0.2  # share of them that is supervised; in ASR batches 10 to 20 %
+_FEW_LAYERS = (2, 3)
+
+Parts = dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepMemory:
+    """Bytes that a training step needs in one process, at its fullest moment.
+
+    Args:
+        parts: bytes by part, such as ``gradients``.
+        phase: when that moment is: ``forward pass``, ``backward pass`` or ``optimizer's step``.
+    """
+
+    parts: Mapping[str, int]
+    phase: str
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+
+def predict_memory(
+    cfg: DictConfig,
+    trained: Sequence[str],
+    *,
+    activation_checkpointing: bool,
+    world_size: int = 1,
+    batch: Batch | None = None,
+    all_layers: bool = False,
+) -> StepMemory:
+    """Peak memory of a training step, from the configuration alone.
+
+    The step itself (loss, backward pass, clipping, optimizer) runs on fake tensors, which have
+    shape and dtype and no content, and every storage that comes and goes is counted. It is a later
+    step than the first: the optimizer has its state, and where batches accumulate the gradients
+    are there. Two and three layers are traced, and the line through them is drawn on to all.
+
+    The trace has the kernels of a CPU. For ``device: cuda`` its attention is causal and without a
+    mask, which keeps for the backward pass what flex attention keeps: queries, keys, values,
+    output and a number for each row. For a CPU it has the dense mask. Not counted are the work
+    space of kernels, what the allocator rounds up or cannot use, and the CUDA context.
+
+    Of several processes, each holds its share of weights, gradients and state; two layers at a
+    time, and what is in no layer (embeddings, output layer, projector), are gathered for use.
+
+    Args:
+        cfg: configuration of a training recipe.
+        trained: parameter groups that the recipe trains.
+        activation_checkpointing: whether layers are recomputed.
+        world_size: number of processes.
+        batch: what one process computes at a time, on the CPU; :func:`planned_batch` by default.
+        all_layers: trace all layers. Default False: a second instead of some ten for 32 layers.
+
+    Returns:
+        The prediction.
+    """
+    whole = _meta_model(cfg)
+    count = len(whole.decoder.layers)
+    if batch is None:
+        batch = planned_batch(cfg, whole.projector, world_size)
+
+    def peaks(num_layers: int) -> dict[str, Parts]:
+        model = keep_layers(_meta_model(cfg), num_layers)
+        if activation_checkpointing:
+            recompute_layers(model)
+        return _trace_step(cfg, model, trained, batch)
+
+    if all_layers or count <= max(_FEW_LAYERS):
+        found = peaks(count)
+    else:
+        few, more = (peaks(n) for n in _FEW_LAYERS)
+        found = {
+            phase: {
+                part: size + (more[phase][part] - size) * (count - _FEW_LAYERS[0])
+                for part, size in few[phase].items()
+            }
+            for phase in few
+        }
+    phase = max(found, key=lambda name: sum(found[name].values()))
+    trainable_groups(whole, *trained)
+    return StepMemory(_shared(found[phase], whole, world_size), phase)
+
+
+def planned_batch(cfg: DictConfig, projector: nn.Module | None, world_size: int = 1) -> Batch:
+    """A full batch of the shape that a recipe's configuration gives, of typical samples.
+
+    A sample has 250 positions, about ten seconds: a fifth supervised, the others speech (or text,
+    without a projector), and CTC labels, where they are wanted, for a quarter of its vectors.
+
+    Args:
+        cfg: configuration of a training recipe.
+        projector: the projector, may be on the meta device; None for text.
+        world_size: number of processes.
+
+    Returns:
+        The rows that one process computes at a time, full, on the CPU. Tokens are zeros.
+    """
+    rows = -(-cfg.rows_per_step // (cfg.gradient_accumulation_steps * world_size))
+    length = min(_SAMPLE_TOKENS, cfg.max_seq_len)
+    per_row = cfg.max_seq_len // length
+    length = cfg.max_seq_len // per_row  # so that the row is full
+    position_s = torch.arange(cfg.max_seq_len)
+    in_sample = (position_s % length).expand(rows, -1)
+    document = (position_s // length).clamp(max=per_row - 1).expand(rows, -1)
+    spoken = round(length * (1 - _SUPERVISED))
+    is_sample = position_s < per_row * length
+    supervised = (in_sample >= spoken) & is_sample
+    batch = Batch(
+        tokens=torch.zeros(rows, cfg.max_seq_len, dtype=torch.long),
+        labels=torch.where(supervised, 0, IGNORE_INDEX),
+        select=supervised.flatten().nonzero().flatten(),
+        input_pos=in_sample.contiguous(),
+        document_ids=document + 1,
+        frames=None,
+        frame_lengths=None,
+        speech_index=None,
+        ctc_targets=None,
+        ctc_target_lengths=None,
+        ids=[],
+    )
+    if projector is not None:
+        frames = _frames_of(projector, spoken)
+        utterances = rows * per_row
+        vectors = int(projector.output_length(frames))
+        labels = int(projector.ctc_length(frames)) // 4
+        is_speech = (in_sample < vectors) & is_sample
+        batch |= {
+            "frames": torch.zeros(utterances * frames, projector.in_dim),
+            "frame_lengths": torch.full((utterances,), frames),
+            "speech_index": is_speech.flatten().nonzero().flatten(),
+            "ctc_targets": (torch.arange(utterances * labels) % 2) + 1,
+            "ctc_target_lengths": torch.full((utterances,), labels),
+        }
+    return batch
+
+
+def _frames_of(projector: nn.Module, vectors: int) -> int:
+    """Most frames that give no more than so many speech vectors, at least one."""
+    frames = 1
+    while projector.output_length(2 * frames) <= vectors:
+        frames *= 2
+    for step in (2**i for i in reversed(range(frames.bit_length()))):
+        if projector.output_length(frames + step) <= vectors:
+            frames += step
+    return frames
+
+
+def _meta_model(cfg: DictConfig) -> SpeechLLM:
+    with torch.device("meta"):
+        projector = config.instantiate(cfg.get("projector"))
+    return meta_speech_llm(cfg.model, projector, compute_dtype(cfg.dtype))
+
+
+def keep_layers(model: SpeechLLM, count: int) -> SpeechLLM:
+    """Take layers out of the decoder, from the middle.
+
+    Args:
+        model: the model.
+        count: layers to keep, the first ones and the last.
+
+    Returns:
+        The same model.
+    """
+    *layers, last = model.decoder.layers
+    model.decoder.layers = nn.ModuleList([*layers[: count - 1], last])
+    return model
+
+
+class _WithoutMask(nn.Module):
+    """The model with causal attention in place of the mask that is given."""
+
+    def __init__(self, model: SpeechLLM) -> None:
+        super().__init__()
+        self.model, self.projector = model, model.projector
+
+    def forward(self, tokens: Tensor, *, mask: Any, **others: Any) -> Any:
+        return self.model(tokens, mask=None, **others)
+
+
+class _Ledger(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, by part, and keeps each phase's peak.
+
+    A storage leaves the count when it is freed: a weak reference tells. What an operation brings
+    forth is an activation or temporary, unless it is said to be another part.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now: Parts = dict.fromkeys((FROZEN, TRAINED, GRADIENTS, STATE, ACTIVATIONS), 0)
+        self.peaks: dict[str, Parts] = {}
+        self._alive: dict[int, tuple[weakref.ref, str, int]] = {}
+        self._phase = ""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 1.0  # an optimizer that asks for a number of its state
+        result = func(*args, **kwargs or {})
+        if func.namespace != "prim":
+            for tensor in tree_leaves(result):
+                if isinstance(tensor, Tensor):
+                    self.count(tensor, ACTIVATIONS, known_too=False)
+        return result
+
+    def count(self, tensor: Tensor, part: str, known_too: bool = True) -> None:
+        """Count a tensor's storage as a part; with ``known_too`` also if it was another before."""
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._alive:
+            if not known_too:
+                return
+            _, before, size = self._alive[key]
+            self.now[before] -= size
+            self._alive[key] = (self._alive[key][0], part, size)
+        else:
+            size = storage.nbytes()
+            self._alive[key] = (weakref.ref(storage, lambda _: self._free(key)), part, size)
+        self.now[part] += size
+        self._note()
+
+    def _free(self, key: int) -> None:
+        _, part, size = self._alive.pop(key)
+        self.now[part] -= size
+
+    def _note(self) -> None:
+        peak = self.peaks.get(self._phase)
+        if self._phase and (peak is None or sum(self.now.values()) > sum(peak.values())):
+            self.peaks[self._phase] = dict(self.now)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Operations within belong to this phase."""
+        self._phase = name
+        self._note()
+        with self:
+            yield
+        self._phase = ""
+
+
+def _trace_step(
+    cfg: DictConfig, model: SpeechLLM, trained: Sequence[str], batch: Batch
+) -> dict[str, Parts]:
+    """Peak of each phase of a step, by part. The model is made fake."""
+    groups = trainable_groups(model, *trained)
+    fake, ledger = FakeTensorMode(allow_non_fake_inputs=True), _Ledger()
+    dtype, device = compute_dtype(cfg.dtype), torch.device("cpu")
+    with fake:
+        model.to_empty(device=device).train()
+    for module in model.modules():
+        if hasattr(module, "rope_init"):
+            module.rope_init()
+    groups = trainable_groups(model, *trained)
+    parameters = [p for group in groups.values() for p in group.values()]
+    optimizer = _optimizer_with_state(cfg, groups, parameters)
+    # Lengths stay real: they shape tensors.
+    batch = {
+        k: fake.from_tensor(v) if isinstance(v, Tensor) and not k.endswith("_lengths") else v
+        for k, v in batch.items()
+    }
+    for tensor in (*model.parameters(), *model.buffers()):
+        ledger.count(tensor, TRAINED if tensor.requires_grad else FROZEN)
+    for tensor in tree_leaves([list(state.values()) for state in optimizer.state.values()]):
+        if isinstance(tensor, Tensor):
+            ledger.count(tensor, STATE)
+    for tensor in tree_leaves(dict(batch)):
+        if isinstance(tensor, Tensor):
+            ledger.count(tensor, ACTIVATIONS)
+    for p in parameters:
+        if cfg.gradient_accumulation_steps > 1:
+            p.grad = torch.empty_like(p)
+            ledger.count(p.grad, GRADIENTS)
+        p.register_post_accumulate_grad_hook(lambda p: ledger.count(p.grad, GRADIENTS))
+
+    ctc_weight = cfg.get("ctc_weight", 0)
+    traced = _WithoutMask(model) if cfg.device == "cuda" else model
+    with ledger.phase("forward pass"), autocast(device, dtype):
+        ce_sum, ctc_sum = batch_loss(traced, batch, with_ctc=ctc_weight > 0)
+        loss = ce_sum if ctc_sum is None else ce_sum + ctc_weight * ctc_sum
+    del ce_sum, ctc_sum
+    with ledger.phase(BACKWARD):
+        loss.backward()
+    with ledger.phase("optimizer's step"):
+        clip_gradients(groups, cfg.clip_grad_norm)
+        optimizer.step()
+    return ledger.peaks
+
+
+def _optimizer_with_state(
+    cfg: DictConfig, groups: Mapping[str, Mapping[str, nn.Parameter]], parameters: list[Tensor]
+) -> torch.optim.Optimizer:
+    """The optimizer after a first step."""
+    optimizer = build_optimizer(cfg.optimizer, groups)
+    for group in optimizer.param_groups:
+        if cfg.device == "cuda" and "foreach" in group and not group.get("fused"):
+            # What torch itself takes on GPUs where neither was asked for.
+            group["foreach"] = True if group["foreach"] is None else group["foreach"]
+    for p in parameters:
+        p.grad = torch.empty_like(p)
+    with _Ledger():
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
+
+
+def _shared(parts: Parts, model: SpeechLLM, world_size: int) -> Parts:
+    """What one of several processes holds of it, and what it gathers."""
+    if world_size == 1:
+        return parts
+    layers = [sum(p.nbytes for p in layer.parameters()) for layer in model.decoder.layers]
+    outside = sum(p.nbytes for p in model.parameters()) - sum(layers)
+    trained_outside = 0 if model.projector is None else sum(
+        p.nbytes for p in model.projector.parameters() if p.requires_grad
+    )
+    shared = {
+        part: size if part == ACTIVATIONS else -(-size // world_size)
+        for part, size in parts.items()
+    }
+    return shared | {GATHERED: 2 * max(layers) + outside + trained_outside}
