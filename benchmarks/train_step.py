@@ -41,6 +41,7 @@ from torchtune_speech.data import Plan, Source, Step, StepBatches, fill
 from torchtune_speech.models import (
     SpeechLLM,
     block_causal_mask,
+    dense_causal_mask,
     lora_speech_llama3_1,
     to_peft,
     transformer_projector,
@@ -373,7 +374,8 @@ def run_torchtune(
         for batch in batches:
             b = training.to_device(batch, torch.device(options.device))
             with training.autocast(torch.device(options.device), dtype):
-                mask = block_causal_mask(b["document_ids"])
+                ids = b["document_ids"]
+                mask = block_causal_mask(ids) if ids.is_cuda else dense_causal_mask(ids)
                 logits = model(b["tokens"], mask=mask, input_pos=b["input_pos"])
                 loss = loss_fn(logits, b["labels"])
             loss.backward()

@@ -1,6 +1,11 @@
 """Builders of projectors and of SpeechLLM, and weights in and out of Hugging Face folders."""
 
-from torchtune_speech.models._attention_mask import block_causal_mask
+from torchtune_speech.models._attention_mask import (
+    SampleAttention,
+    block_causal_mask,
+    dense_causal_mask,
+    sample_attention,
+)
 from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer
 from torchtune_speech.models._hf_weights import (
     check_shapes,
@@ -33,11 +38,13 @@ from torchtune_speech.models._speech_llm import SpeechLLM, splice_speech
 __all__ = [
     "LLAMA3_1_8B",
     "DecodingCache",
+    "SampleAttention",
     "SpeechLLM",
     "block_causal_mask",
     "cached_layer",
     "check_shapes",
     "conformer_projector",
+    "dense_causal_mask",
     "export_merged",
     "llama_shape_from_hf",
     "load_hf_weights",
@@ -50,6 +57,7 @@ __all__ = [
     "read_adapter_config",
     "read_hf_config",
     "read_safetensors",
+    "sample_attention",
     "speech_llama3_1",
     "speech_llama3_1_8b",
     "speech_llama3_1_from_hf",

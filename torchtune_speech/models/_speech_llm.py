@@ -3,10 +3,12 @@
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 
+from torchtune_speech.models._attention_mask import SampleAttention
 from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer, few_rows_linear
-from torchtune_speech.modules import embedding_distance_sum, linear_cross_entropy_sum
+from torchtune_speech.modules import Packing, embedding_distance_sum, linear_cross_entropy_sum
 
 
 def splice_speech(embeddings_bsd: Tensor, vectors_nd: Tensor, speech_index_n: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ class LastLayer(TransformerSelfAttentionLayer):
         self,
         x: Tensor,
         *,
-        mask: Tensor | None = None,
+        mask: Tensor | BlockMask | Packing | None = None,
         input_pos: Tensor | None = None,
         select: Tensor | None = None,
     ) -> Tensor:
@@ -85,8 +87,8 @@ class SpeechLLM(nn.Module):
 
     The forward pass walks the decoder's public parts (embeddings, layers, norm, output) instead
     of calling it, so that speech vectors can be spliced in and only the selected positions reach
-    the output layer. Nothing in the decoder is patched; its last layer becomes a
-    :class:`LastLayer` around the same parts.
+    the output layer. Nothing in the decoder is patched; its attention
+    becomes :class:`SampleAttention` and its last layer :class:`LastLayer`, around the same parts.
 
     Args:
         decoder: torchtune decoder, with or without LoRA.
@@ -100,6 +102,8 @@ class SpeechLLM(nn.Module):
 
     def __init__(self, decoder: TransformerDecoder, projector: nn.Module | None = None) -> None:
         super().__init__()
+        for layer in decoder.layers:
+            layer.attn = SampleAttention(layer.attn)
         decoder.layers[-1] = LastLayer(decoder.layers[-1])
         self.decoder = decoder
         self.projector = projector
@@ -111,7 +115,7 @@ class SpeechLLM(nn.Module):
         frames: Tensor | None = None,
         frame_lengths: Tensor | None = None,
         speech_index: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | BlockMask | Packing | None = None,
         input_pos: Tensor | None = None,
         select: Tensor | None = None,
         labels: Tensor | None = None,
@@ -131,7 +135,7 @@ class SpeechLLM(nn.Module):
                 takes part in the same collectives.
             frame_lengths: frames of each utterance, ``[u]``.
             speech_index: flat positions of the placeholders, ``[n]``.
-            mask: attention mask as torchtune's decoder takes it.
+            mask: what :func:`block_causal_mask` gives, or a mask as torchtune's decoder takes it.
             input_pos: position of each token in its sample, ``[b, s]``.
             select: flat positions whose logits are wanted, ``[m]``; None for all.
             labels: token to predict at each of the selected positions, ``[m]``: return the summed

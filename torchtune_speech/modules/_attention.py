@@ -47,12 +47,13 @@ def apply_rotary(x_thd: Tensor, rotary: Rotary) -> Tensor:
     return turned.to(x_thd.dtype)
 
 
-def packed_attention(qkv_t3hd: Tensor, packing: Packing) -> Tensor:
-    """Scaled dot-product attention in which an utterance sees all of itself and nothing else.
+def packed_attention(qkv_t3hd: Tensor, packing: Packing, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention in which an utterance sees itself and nothing else.
 
     Args:
         qkv_t3hd: queries, keys and values, ``[t, 3, heads, head_dim]``.
         packing: where the utterances lie.
+        causal: see what precedes alone. Default False: all of the utterance.
 
     Returns:
         Shape ``[t, heads * head_dim]``.
@@ -62,7 +63,10 @@ def packed_attention(qkv_t3hd: Tensor, packing: Packing) -> Tensor:
     outputs = []
     for qkv, mask in zip(packing.pad(qkv_t3hd), packing.masks, strict=True):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2))
+        # Padding lies behind what is real: causal attention never sees it.
+        mask = None if causal else mask
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        outputs.append(out.transpose(1, 2))
     return packing.unpad(outputs).flatten(1)
 
 
