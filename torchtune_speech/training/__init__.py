@@ -1,6 +1,11 @@
 """What the training recipes share: building, losses, learning rates, checkpoints, progress."""
 
-from torchtune_speech.training._build import build_speech_llm, initial_lora, meta_speech_llm
+from torchtune_speech.training._build import (
+    build_speech_llm,
+    initial_lora,
+    meta_speech_llm,
+    recompute_layers,
+)
 from torchtune_speech.training._check import (
     check_checkpoint_fits,
     check_embedding_target,
@@ -25,12 +30,12 @@ from torchtune_speech.training._device import find_device
 from torchtune_speech.training._dry_run import (
     dry_run,
     dry_run_report,
-    memory_estimate,
     parameter_counts,
 )
 from torchtune_speech.training._evaluate import evaluate
 from torchtune_speech.training._loader import build_plan, resolve_max_steps, step_loader
 from torchtune_speech.training._log import TrainingLog, flat_scores
+from torchtune_speech.training._memory import StepMemory, planned_batch, predict_memory
 from torchtune_speech.training._objective import (
     StepLoss,
     StepSums,
@@ -71,6 +76,7 @@ from torchtune_speech.training._run import (
 __all__ = [
     "Process",
     "StepLoss",
+    "StepMemory",
     "StepSums",
     "StopSignal",
     "TrainingError",
@@ -110,10 +116,12 @@ __all__ = [
     "load_state",
     "load_trained",
     "lora_settings",
-    "memory_estimate",
     "meta_speech_llm",
     "parameter_counts",
+    "planned_batch",
+    "predict_memory",
     "read_stage",
+    "recompute_layers",
     "resolve_max_steps",
     "resume_point",
     "save_checkpoint",

@@ -29,7 +29,9 @@ BACKWARD = "backward pass"
 
 _SAMPLE_TOKENS = 250  # about ten seconds of speech with its prompt and its answer
 _SUPERVISED = 0.2  # share of them that is supervised; in ASR batches 10 to 20 %
-_FEW_LAYERS = (2, 3)
+_FEW_LAYERS = (3, 4)  # with a first, a last and one or two between
+# Tensors of a batch whose content shapes others: they stay real.
+_SHAPE_TENSORS = ("frame_lengths", "ctc_target_lengths", "ctc_targets", "document_ids")
 
 Parts = dict[str, int]
 
@@ -66,11 +68,11 @@ def predict_memory(
     The step itself (loss, backward pass, clipping, optimizer) runs on fake tensors, which have
     shape and dtype and no content, and every storage that comes and goes is counted. It is a later
     step than the first: the optimizer has its state, and where batches accumulate the gradients
-    are there. Two and three layers are traced, and the line through them is drawn on to all.
+    are there. Three and four layers are traced, and the line through them is drawn on to all.
 
     The trace has the kernels of a CPU. For ``device: cuda`` its attention is causal and without a
     mask, which keeps for the backward pass what flex attention keeps: queries, keys, values,
-    output and a number for each row. For a CPU it has the dense mask. Not counted are the work
+    output and a number for each row. Elsewhere it is what a CPU computes. Not counted are the work
     space of kernels, what the allocator rounds up or cannot use, and the CUDA context.
 
     Of several processes, each holds its share of weights, gradients and state; two layers at a
@@ -275,7 +277,6 @@ def _trace_step(
     cfg: DictConfig, model: SpeechLLM, trained: Sequence[str], batch: Batch
 ) -> dict[str, Parts]:
     """Peak of each phase of a step, by part. The model is made fake."""
-    groups = trainable_groups(model, *trained)
     fake, ledger = FakeTensorMode(allow_non_fake_inputs=True), _Ledger()
     dtype, device = compute_dtype(cfg.dtype), torch.device("cpu")
     with fake:
@@ -286,17 +287,16 @@ def _trace_step(
     groups = trainable_groups(model, *trained)
     parameters = [p for group in groups.values() for p in group.values()]
     optimizer = _optimizer_with_state(cfg, groups, parameters)
-    # Lengths stay real: they shape tensors.
     batch = {
-        k: fake.from_tensor(v) if isinstance(v, Tensor) and not k.endswith("_lengths") else v
+        k: fake.from_tensor(v) if isinstance(v, Tensor) and k not in _SHAPE_TENSORS else v
         for k, v in batch.items()
     }
-    for tensor in (*model.parameters(), *model.buffers()):
-        ledger.count(tensor, TRAINED if tensor.requires_grad else FROZEN)
+    for p in model.parameters():
+        ledger.count(p, TRAINED if p.requires_grad else FROZEN)
     for tensor in tree_leaves([list(state.values()) for state in optimizer.state.values()]):
         if isinstance(tensor, Tensor):
             ledger.count(tensor, STATE)
-    for tensor in tree_leaves(dict(batch)):
+    for tensor in tree_leaves([batch, *model.buffers()]):
         if isinstance(tensor, Tensor):
             ledger.count(tensor, ACTIVATIONS)
     for p in parameters:
