@@ -52,7 +52,7 @@ KEYS = {
     "dtype": "fp32 or bf16: precision of the frozen LLM and of the matrix products",
     "seed": "of initial values, shuffling, dropout and augmentation",
     "compile": "compile the decoder's layers; rows then have a fixed length",
-    "activation_checkpointing": "recompute decoder layers in the backward pass to save memory",
+    "activation_checkpointing": "recompute decoder layers in the backward pass: true, false or auto",
     "num_workers": "processes that prepare batches; 0 prepares them in the training process",
     "metric_logger": "component: a torchtune metric logger besides metrics.jsonl; null for none",
     "dry_run": "print parameters, memory and the first steps of the plan; load nothing",
@@ -129,7 +129,9 @@ class ProjectorRecipe:
             process=self.process,
             dtype=self.dtype,
             seed=cfg.seed,
-            activation_checkpointing=cfg.activation_checkpointing,
+            activation_checkpointing=training.resolve_activation_checkpointing(
+                cfg, TRAINED, self.process
+            ),
             compile=cfg.compile,
         )
         self.groups = training.trainable_groups(self.model, *TRAINED)

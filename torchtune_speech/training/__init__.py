@@ -35,7 +35,12 @@ from torchtune_speech.training._dry_run import (
 from torchtune_speech.training._evaluate import evaluate
 from torchtune_speech.training._loader import build_plan, resolve_max_steps, step_loader
 from torchtune_speech.training._log import TrainingLog, flat_scores
-from torchtune_speech.training._memory import StepMemory, planned_batch, predict_memory
+from torchtune_speech.training._memory import (
+    StepMemory,
+    planned_batch,
+    predict_memory,
+    resolve_activation_checkpointing,
+)
 from torchtune_speech.training._objective import (
     StepLoss,
     StepSums,
@@ -122,6 +127,7 @@ __all__ = [
     "predict_memory",
     "read_stage",
     "recompute_layers",
+    "resolve_activation_checkpointing",
     "resolve_max_steps",
     "resume_point",
     "save_checkpoint",

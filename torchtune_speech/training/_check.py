@@ -79,6 +79,9 @@ def check_settings(cfg: DictConfig) -> None:
         raise InputError(f"clip_grad_norm: {norm!r}; give a number above 0, or null")
     if cfg.get("on_nonfinite", "fail") not in ("fail", "skip"):
         raise InputError(f"on_nonfinite: {cfg.on_nonfinite!r}; use fail or skip")
+    recompute = cfg.get("activation_checkpointing", False)
+    if not isinstance(recompute, bool) and recompute != "auto":
+        raise InputError(f"activation_checkpointing: {recompute!r}; use auto, true or false")
 
 
 def _is_number(value: Any) -> bool:

@@ -1,14 +1,13 @@
 """What a run would be: parameters, memory and the first steps, with nothing loaded."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from torchtune_speech import config
 from torchtune_speech.data import AudioCut, Plan, Sample, Step, fill, plan_sources, text_twin
@@ -16,6 +15,16 @@ from torchtune_speech.models import SpeechLLM
 from torchtune_speech.training._build import meta_speech_llm
 from torchtune_speech.training._check import check_projector, check_settings
 from torchtune_speech.training._loader import build_plan, resolve_max_steps
+from torchtune_speech.training._memory import (
+    ACTIVATIONS,
+    FROZEN,
+    GATHERED,
+    GRADIENTS,
+    STATE,
+    TRAINED,
+    predict_memory,
+    rows_at_a_time,
+)
 from torchtune_speech.training._optim import check_learning_rates, trainable_groups
 from torchtune_speech.training._process import compute_dtype
 
@@ -25,7 +34,6 @@ _FRAMES_PER_SECOND = 50 / 3  # SeamlessM4T-v2, averaged by 3
 _TOKENS_PER_SECOND = 4  # of a transcript
 _PROMPT_TOKENS, _ANSWER_TOKENS = 35, 15
 _SYNTHETIC_SAMPLES = 20_000
-_SUPERVISED = 0.2  # share of the tokens; in ASR batches 10 to 20 %
 
 
 def dry_run(cfg: DictConfig, trained: Sequence[str]) -> None:
@@ -67,8 +75,8 @@ def dry_run_report(
         ["dry run: built on the meta device, nothing loaded, nothing written"],
         ["parameters", *_parameter_table(cfg, model, trained)],
         [
-            f"memory of one process{f' of {world_size}' if world_size > 1 else ''}, estimated",
-            *_memory_table(cfg, model, dtype, world_size),
+            f"memory of one process{f' of {world_size}' if world_size > 1 else ''}, predicted",
+            *_memory_table(cfg, trained, world_size),
         ],
         _plan_table(cfg, model, steps),
     ]
@@ -94,56 +102,6 @@ def parameter_counts(model: SpeechLLM) -> dict[str, int]:
     return counts
 
 
-def memory_estimate(
-    model: SpeechLLM,
-    *,
-    tokens: int,
-    dtype: torch.dtype,
-    activation_checkpointing: bool,
-    world_size: int = 1,
-) -> dict[str, int]:
-    """Bytes that a training step needs in one process.
-
-    Args:
-        model: the model, with its trainable parameters marked.
-        tokens: positions of one batch (rows times row length).
-        dtype: of the frozen weights and the activations.
-        activation_checkpointing: whether layers are recomputed.
-        world_size: processes that the weights are sharded over.
-
-    Returns:
-        Part to bytes. Activations count what the backward pass of a decoder layer keeps: four
-        vectors of the width, queries, keys, values and attention output, and three of the
-        feed-forward width for each token; of the projector, what goes into and comes out of its
-        linear maps, as if every token were speech; of the output layer, three float32 copies of
-        the logits of a fifth of the tokens.
-    """
-    size = dtype.itemsize
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
-    embeddings, layers = model.decoder.tok_embeddings, model.decoder.layers
-    width, ffn = embeddings.embedding_dim, layers[0].mlp.w1.weight.shape[0]
-    kept = (8 * width + 3 * ffn) * size
-    per_token = (
-        width * size * len(layers) + kept if activation_checkpointing else kept * len(layers)
-    )
-    linear = [m for m in _modules(model.projector) if isinstance(m, nn.Linear)]
-    projected = sum(m.in_features + m.out_features for m in linear) * size
-    return {
-        "frozen weights": frozen // world_size,
-        "trained weights": 4 * trainable // world_size,
-        "gradients": 4 * trainable // world_size,
-        "optimizer state": 8 * trainable // world_size,
-        "activations, llm": per_token * tokens,
-        "activations, projector": projected * tokens,
-        "logits": int(_SUPERVISED * tokens) * embeddings.num_embeddings * 3 * 4,
-    }
-
-
-def _modules(module: nn.Module | None) -> Iterable[nn.Module]:
-    return () if module is None else module.modules()
-
-
 def _parameter_table(cfg: DictConfig, model: SpeechLLM, trained: Sequence[str]) -> list[str]:
     counts = parameter_counts(model)
     total = sum(counts.values()) - counts["trainable"]
@@ -161,31 +119,31 @@ def _parameter_table(cfg: DictConfig, model: SpeechLLM, trained: Sequence[str]) 
     return _table(rows)
 
 
-def _memory_table(
-    cfg: DictConfig, model: SpeechLLM, dtype: torch.dtype, world_size: int
-) -> list[str]:
-    rows = -(-cfg.rows_per_step // (cfg.gradient_accumulation_steps * world_size))
-    tokens = rows * cfg.max_seq_len
-    checkpointing = cfg.activation_checkpointing
-    parts = memory_estimate(
-        model,
-        tokens=tokens,
-        dtype=dtype,
-        activation_checkpointing=checkpointing,
-        world_size=world_size,
+def _memory_table(cfg: DictConfig, trained: Sequence[str], world_size: int) -> list[str]:
+    recomputed, kept = (
+        predict_memory(cfg, trained, activation_checkpointing=value, world_size=world_size)
+        for value in (True, False)
     )
+    rows = rows_at_a_time(cfg, world_size)
     notes = {
-        "frozen weights": cfg.dtype,
-        "trained weights": "float32",
-        "gradients": "float32",
-        "optimizer state": "two moments, float32",
-        "activations, llm": f"{rows} x {cfg.max_seq_len:,} tokens at a time, layers "
-        f"{'recomputed' if checkpointing else 'kept'}",
-        "activations, projector": f"{tokens:,} speech vectors",
-        "logits": f"of {_SUPERVISED:.0%} of the tokens, three times in float32",
+        FROZEN: cfg.dtype,
+        TRAINED: "float32",
+        GRADIENTS: "float32",
+        STATE: cfg.optimizer._component_,
+        ACTIVATIONS: f"{rows} x {cfg.max_seq_len:,} tokens at a time",
+        GATHERED: "two layers, embeddings, output layer, projector",
     }
-    parts["total"] = sum(parts.values())
-    return _table([(k, f"{v / 2**30:.2f} GiB", notes.get(k, "")) for k, v in parts.items() if v])
+    table = [("", "recomputed", "kept", "decoder layers: activation_checkpointing true, false")]
+    for part, size in recomputed.parts.items():
+        if size or kept.parts[part]:
+            table.append((part, _gib(size), _gib(kept.parts[part]), notes[part]))
+    phases = f"at the fullest moment: {recomputed.phase}, {kept.phase}"
+    table.append(("total", _gib(recomputed.total), _gib(kept.total), phases))
+    return _table(table)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 def _plan_table(cfg: DictConfig, model: SpeechLLM, steps: int) -> list[str]:
@@ -314,6 +272,11 @@ def _synthetic_samples(cfg: DictConfig, model: SpeechLLM) -> list[Sample]:
     ]
 
 
-def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
-    left, right = (max(len(row[i]) for row in rows) for i in (0, 1))
-    return [f"  {a:<{left}}  {b:>{right}}  {c}".rstrip() for a, b, c in rows]
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """A name to the left, sizes to the right, and a note."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)][:-1]
+    lines = []
+    for name, *sizes, note in rows:
+        cells = [cell.rjust(width) for cell, width in zip(sizes, widths[1:], strict=True)]
+        lines.append("  " + "  ".join([name.ljust(widths[0]), *cells, note]).rstrip())
+    return lines

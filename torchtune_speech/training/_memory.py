@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchtune.utils import get_logger, log_rank_zero
 
 from torchtune_speech import config
 from torchtune_speech.data import IGNORE_INDEX, Batch
@@ -19,21 +20,23 @@ from torchtune_speech.models import SpeechLLM
 from torchtune_speech.training._build import meta_speech_llm, recompute_layers
 from torchtune_speech.training._objective import autocast, batch_loss
 from torchtune_speech.training._optim import build_optimizer, trainable_groups
-from torchtune_speech.training._process import compute_dtype
+from torchtune_speech.training._process import Process, compute_dtype
 from torchtune_speech.training._run import clip_gradients
 
 FROZEN, TRAINED, GRADIENTS = "frozen weights", "trained weights", "gradients"
 STATE, ACTIVATIONS = "optimizer state", "activations, temporaries"
 GATHERED = "gathered for use"
-BACKWARD = "backward pass"
 
 _SAMPLE_TOKENS = 250  # about ten seconds of speech with its prompt and its answer
 _SUPERVISED = 0.2  # share of them that is supervised; in ASR batches 10 to 20 %
+_RESERVE = 0.1  # share of a device's memory for kernels, the allocator and CUDA itself
 _FEW_LAYERS = (3, 4)  # with a first, a last and one or two between
 # Tensors of a batch whose content shapes others: they stay real.
 _SHAPE_TENSORS = ("frame_lengths", "ctc_target_lengths", "ctc_targets", "document_ids")
 
 Parts = dict[str, int]
+
+_log = get_logger("INFO")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ def planned_batch(cfg: DictConfig, projector: nn.Module | None, world_size: int 
     Returns:
         The rows that one process computes at a time, full, on the CPU. Tokens are zeros.
     """
-    rows = -(-cfg.rows_per_step // (cfg.gradient_accumulation_steps * world_size))
+    rows = rows_at_a_time(cfg, world_size)
     length = min(_SAMPLE_TOKENS, cfg.max_seq_len)
     per_row = cfg.max_seq_len // length
     length = cfg.max_seq_len // per_row  # so that the row is full
@@ -169,6 +172,19 @@ def planned_batch(cfg: DictConfig, projector: nn.Module | None, world_size: int 
     return batch
 
 
+def rows_at_a_time(cfg: DictConfig, world_size: int = 1) -> int:
+    """Rows of a full batch of one process.
+
+    Args:
+        cfg: configuration of a training recipe.
+        world_size: number of processes.
+
+    Returns:
+        How many; the last batch of a step may have fewer.
+    """
+    return -(-cfg.rows_per_step // (cfg.gradient_accumulation_steps * world_size))
+
+
 def _frames_of(projector: nn.Module, vectors: int) -> int:
     """Most frames that give no more than so many speech vectors, at least one."""
     frames = 1
@@ -178,6 +194,40 @@ def _frames_of(projector: nn.Module, vectors: int) -> int:
         if projector.output_length(frames + step) <= vectors:
             frames += step
     return frames
+
+
+def resolve_activation_checkpointing(
+    cfg: DictConfig, trained: Sequence[str], process: Process
+) -> bool:
+    """Whether layers are recomputed; ``auto`` recomputes them where they could not be kept.
+
+    Args:
+        cfg: configuration of a training recipe, its ``activation_checkpointing`` true, false or
+            ``auto``.
+        trained: parameter groups that the recipe trains.
+        process: this process. On a CPU ``auto`` means false.
+
+    Returns:
+        True to recompute. With ``auto`` the log says why.
+    """
+    wanted = cfg.activation_checkpointing
+    if wanted != "auto":
+        return wanted
+    if process.device.type != "cuda":
+        log_rank_zero(_log, "activation_checkpointing: auto keeps the layers, as always on a CPU")
+        return False
+    kept = predict_memory(
+        cfg, trained, activation_checkpointing=False, world_size=process.world_size
+    )
+    have = torch.cuda.get_device_properties(process.device).total_memory
+    recompute = kept.total > (1 - _RESERVE) * have
+    log_rank_zero(
+        _log,
+        f"activation_checkpointing: auto {'recomputes' if recompute else 'keeps'} the layers; kept,"
+        f" a step needs {kept.total / 2**30:.1f} GiB, the device has {have / 2**30:.1f} GiB, of "
+        f"which {_RESERVE:.0%} stay free",
+    )
+    return recompute
 
 
 def _meta_model(cfg: DictConfig) -> SpeechLLM:
@@ -311,7 +361,7 @@ def _trace_step(
         ce_sum, ctc_sum = batch_loss(traced, batch, with_ctc=ctc_weight > 0)
         loss = ce_sum if ctc_sum is None else ce_sum + ctc_weight * ctc_sum
     del ce_sum, ctc_sum
-    with ledger.phase(BACKWARD):
+    with ledger.phase("backward pass"):
         loss.backward()
     with ledger.phase("optimizer's step"):
         clip_gradients(groups, cfg.clip_grad_norm)
@@ -330,7 +380,7 @@ def _optimizer_with_state(
             group["foreach"] = True if group["foreach"] is None else group["foreach"]
     for p in parameters:
         p.grad = torch.empty_like(p)
-    with _Ledger():
+    with _Ledger():  # which answers it where it asks for numbers
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return optimizer
@@ -342,8 +392,10 @@ def _shared(parts: Parts, model: SpeechLLM, world_size: int) -> Parts:
         return parts
     layers = [sum(p.nbytes for p in layer.parameters()) for layer in model.decoder.layers]
     outside = sum(p.nbytes for p in model.parameters()) - sum(layers)
-    trained_outside = 0 if model.projector is None else sum(
-        p.nbytes for p in model.projector.parameters() if p.requires_grad
+    trained_outside = (
+        0
+        if model.projector is None
+        else sum(p.nbytes for p in model.projector.parameters() if p.requires_grad)
     )
     shared = {
         part: size if part == ACTIVATIONS else -(-size // world_size)
