@@ -224,10 +224,10 @@ def _shard(model: SpeechLLM) -> None:
     Those are a quarter or half of the size, and need not be gathered at each use.
     """
     whole = {p for p in model.parameters() if is_quantized(p)}
-    for name, module in reversed(list(model.named_modules())):
-        if isinstance(module, TransformerSelfAttentionLayer) or name == "projector":
-            fully_shard(module, reshard_after_forward=True, ignored_params=whole)
-    fully_shard(model, reshard_after_forward=True, ignored_params=whole)
+    # The layer with its wrapper for recomputation: decoding asks the layer for its weights.
+    for part in (*model.decoder.layers, model.projector, model):
+        if part is not None:
+            fully_shard(part, reshard_after_forward=True, ignored_params=whole)
 
 
 def initial_lora(model: SpeechLLM, seed: int) -> dict[str, Tensor]:
