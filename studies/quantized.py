@@ -3,10 +3,10 @@
     python studies/quantized.py loss --run runs/nano --steps 100
     python studies/quantized.py memory       # stage C of the 8B, one row of 4,096 tokens; no files
 
-The first trains LoRA on text (stage B) through the same LLM in float32, bf16, NF4 and float8, on the same
-steps. Prints the mean loss of the LLM as it is (the first steps, at a learning rate of zero), that
-of the last steps of the training, and the time of both against float32. It needs the data and the
-LLM of the nano world, no audio:
+The first trains LoRA on text (stage B) through the same LLM in float32, bf16, NF4 and float8, on
+the same steps. It prints the mean loss of the LLM as it is (20 steps at a learning rate of zero),
+that of the last steps of the training, and the time of both against float32. It needs the data and
+the LLM of the nano world, no audio:
 
     python -m torchtune_speech.nano world --out runs/nano/data
     python -m torchtune_speech.nano llm --data runs/nano/data --out runs/nano/llm
