@@ -12,6 +12,7 @@ from torchtune.utils import get_logger, log_rank_zero
 from torchtune_speech.data import SpeechDataset, TokenLabels
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import check_fingerprint
+from torchtune_speech.models import check_quantize
 from torchtune_speech.training._checkpoint import is_peft_folder, read_stage
 
 _COUNTS = (
@@ -48,6 +49,7 @@ _STEP_KEYS = (
     "clip_grad_norm",
     "on_nonfinite",
     "dtype",
+    "quantize",
 )
 _log = get_logger("INFO")
 
@@ -79,6 +81,7 @@ def check_settings(cfg: DictConfig) -> None:
         raise InputError(f"clip_grad_norm: {norm!r}; give a number above 0, or null")
     if cfg.get("on_nonfinite", "fail") not in ("fail", "skip"):
         raise InputError(f"on_nonfinite: {cfg.on_nonfinite!r}; use fail or skip")
+    check_quantize(cfg.get("quantize"))
 
 
 def _is_number(value: Any) -> bool:
