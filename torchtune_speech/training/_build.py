@@ -30,6 +30,7 @@ from torchtune_speech.training._checkpoint import (
     load_trained,
     lora_settings,
 )
+from torchtune_speech.training._compile import compile_layers
 from torchtune_speech.training._process import Process
 
 
@@ -103,7 +104,7 @@ def build_speech_llm(
             :func:`quantize_weight`. Default None.
         seed: of LoRA's initial values.
         activation_checkpointing: recompute the decoder's layers in the backward pass.
-        compile: compile the decoder's layers.
+        compile: compile the decoder's layers; see :func:`compile_layers`.
         shard: split the weights over the processes; False gives each the whole model.
             Quantised weights are whole in each process either way.
 
@@ -137,8 +138,7 @@ def build_speech_llm(
             built, auto_wrap_policy={TransformerSelfAttentionLayer}
         )
     if compile:
-        for layer in built.decoder.layers:
-            layer.compile()
+        compile_layers(built)
     if quantize is not None:
         _load_quantized(built, weights, process, quantize)
     _load(built, weights, process, shard and process.world_size > 1)
