@@ -110,14 +110,8 @@ def measure(cfg: DictConfig, trained: tuple[str, ...], batch: Batch, recomputed:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         two_steps(cfg, trained, batch, recomputed)
-    sizes = [
-        e.nbytes() for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"
-    ]
-    now = most = 0
-    for size in sizes:
-        now += size
-        most = max(most, now)
-    return most
+    events = profiler.profiler.kineto_results.events()
+    return max(itertools.accumulate(e.nbytes() for e in events if e.name() == "[memory]"))
 
 
 def two_steps(cfg: DictConfig, trained: tuple[str, ...], batch: Batch, recomputed: bool) -> None:

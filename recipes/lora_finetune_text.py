@@ -43,9 +43,10 @@ KEYS = {
     "resume": "go on from the newest checkpoint in output_dir",
     "device": "cpu or cuda",
     "dtype": "fp32 or bf16: precision of the frozen LLM and of the matrix products",
+    "quantize": "nf4 (4 bits) or float8 for the matrices of the frozen LLM; null for neither",
     "seed": "of initial values, shuffling, dropout and augmentation",
     "compile": "compile the decoder's layers; rows then have a fixed length",
-    "activation_checkpointing": "recompute decoder layers in the backward pass: true, false or auto",
+    "activation_checkpointing": "recompute layers in the backward pass: true, false or auto",
     "num_workers": "processes that prepare batches; 0 prepares them in the training process",
     "metric_logger": "component: a torchtune metric logger besides metrics.jsonl; null for none",
     "dry_run": "print parameters, memory and the first steps of the plan; load nothing",
@@ -102,6 +103,7 @@ class LoRAFinetuneTextRecipe:
             adapter_checkpoint=adapter_from,
             process=self.process,
             dtype=self.dtype,
+            quantize=cfg.quantize,
             seed=cfg.seed,
             activation_checkpointing=training.resolve_activation_checkpointing(
                 cfg, TRAINED, self.process

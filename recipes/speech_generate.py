@@ -79,6 +79,7 @@ KEYS = {
     "shard_llm": "split the weights over the processes instead of the samples",
     "device": "cpu or cuda",
     "dtype": "fp32 or bf16",
+    "quantize": "nf4 (4 bits) or float8 for the matrices of the frozen LLM; null for neither",
 }
 _log = get_logger("INFO")
 
@@ -144,6 +145,7 @@ class SpeechGenerateRecipe:
             adapter_checkpoint=adapter_from,
             process=self.process,
             dtype=self.dtype,
+            quantize=cfg.quantize,
             shard=cfg.shard_llm,
         )
 

@@ -1,5 +1,6 @@
 """Packed, padded and one by one; accumulation; text steps: the same loss and gradient."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -17,13 +18,18 @@ from torchtune_speech.models import (
 from torchtune_speech.training import (
     Process,
     batch_loss,
+    compile_layers,
+    compiled_graphs,
     ctc_forward_backward,
     forward_backward,
     initial_lora,
     trainable_groups,
+    update,
 )
 
 ONE = Process(torch.device("cpu"), 0, 1)
+# Speech and text samples, in steps of different numbers of samples and of supervised positions.
+ROWS = (((0,), (1, 2), (3,)), ((4, 5), (6,)), ((7,),))
 
 
 @pytest.fixture(scope="module")
@@ -283,3 +289,54 @@ def test_the_warm_up_does_not_depend_on_packing_and_leaves_the_llm_alone(world):
     for loss, gradient in results[1:]:
         assert loss == pytest.approx(results[0][0], rel=1e-5)
         assert ((gradient - results[0][1]).norm() / gradient.norm()).item() < 1e-5
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_alone(world, fused):
+    model, dataset = world
+    model = copy.deepcopy(model)
+    step = first_step(dataset)
+    batches = StepBatches(dataset)[step]
+    groups = trainable_groups(model, "projector", "lora")
+    parameters = [p for group in groups.values() for p in group.values()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, fused=fused)
+
+    def take(spoil):
+        sums = forward_backward(model, batches, ONE)
+        if spoil:
+            parameters[3].grad[0] = float("nan")
+        options = {"clip_grad_norm": 1.0, "on_nonfinite": "skip"}
+        return update(optimizer, groups, sums, step, dataset, **options)
+
+    def everything():
+        states = [v for s in optimizer.state.values() for v in s.values()]
+        return [x.detach().clone() for x in (*parameters, *states)]
+
+    take(spoil=False)
+    before = everything()
+    losses, norm = take(spoil=True)
+    assert np.isfinite(losses.loss) and np.isnan(norm)
+    assert all(map(torch.equal, before, everything()))
+    take(spoil=False)
+    assert not all(map(torch.equal, before, everything()))
+
+
+def test_compiled_layers_give_the_same_loss_and_are_compiled_once(world):
+    """The last layer, whose number of positions differs from step to step, is not compiled."""
+    model, dataset = world
+    steps = [dataclasses.replace(first_step(dataset), rows=rows) for rows in ROWS]
+    fixed = {"seq_len": 160, "rows_per_step": 3}
+    batches = [StepBatches(dataset, **fixed)[step] for step in steps]
+    expected = [loss_and_gradient(model, b) for b in batches]
+    compiled = copy.deepcopy(model)
+    torch._dynamo.reset()
+    compile_layers(compiled)
+    before = compiled_graphs()
+    found = [loss_and_gradient(compiled, batches[0])]
+    after_one = compiled_graphs()
+    assert after_one > before
+    found += [loss_and_gradient(compiled, b) for b in batches[1:]]
+    assert compiled_graphs() == after_one
+    for (losses, gradient), (wanted, other) in zip(found, expected, strict=True):
+        assert losses.loss == pytest.approx(wanted.loss, rel=1e-5)
+        assert ((gradient - other).norm() / other.norm()).item() < 1e-5

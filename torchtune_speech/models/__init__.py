@@ -33,19 +33,32 @@ from torchtune_speech.models._projectors import (
     mlp_projector,
     transformer_projector,
 )
+from torchtune_speech.models._quantize import (
+    QUANTIZATIONS,
+    Float8Weight,
+    check_quantize,
+    is_quantized,
+    quantize_frozen,
+    quantize_weight,
+    weight_bytes,
+)
 from torchtune_speech.models._speech_llm import SpeechLLM, splice_speech
 
 __all__ = [
     "LLAMA3_1_8B",
+    "QUANTIZATIONS",
     "DecodingCache",
     "SampleAttention",
+    "Float8Weight",
     "SpeechLLM",
     "block_causal_mask",
     "cached_layer",
+    "check_quantize",
     "check_shapes",
     "conformer_projector",
     "dense_causal_mask",
     "export_merged",
+    "is_quantized",
     "llama_shape_from_hf",
     "load_hf_weights",
     "load_peft_adapter",
@@ -54,6 +67,8 @@ __all__ = [
     "lora_speech_llama3_1_from_hf",
     "mlp_projector",
     "peft_config",
+    "quantize_frozen",
+    "quantize_weight",
     "read_adapter_config",
     "read_hf_config",
     "read_safetensors",
@@ -64,4 +79,5 @@ __all__ = [
     "splice_speech",
     "to_peft",
     "transformer_projector",
+    "weight_bytes",
 ]

@@ -15,6 +15,8 @@ from torchtune.modules import (
     TransformerSelfAttentionLayer,
 )
 
+from torchtune_speech.models._quantize import is_quantized
+
 # From here on rows times weight is as fast.
 _FEW_ROWS = 64
 
@@ -209,7 +211,7 @@ def few_rows_linear(linear: nn.Module, x_td: Tensor) -> Tensor:
 
     Args:
         linear: ``nn.Linear``, torchtune's ``TiedLinear``, or any other module (LoRA among them),
-            which is called as it is.
+            which is called as it is, as is one with a quantised weight.
         x_td: ``[t, d]``.
 
     Returns:
@@ -217,7 +219,7 @@ def few_rows_linear(linear: nn.Module, x_td: Tensor) -> Tensor:
     """
     plain = linear.tied_module if isinstance(linear, TiedLinear) else linear
     few = x_td.device.type == "cpu" and len(x_td) <= _FEW_ROWS
-    if not few or type(plain) not in (nn.Linear, nn.Embedding):
+    if not few or type(plain) not in (nn.Linear, nn.Embedding) or is_quantized(plain.weight):
         return linear(x_td)
     out = torch.mm(plain.weight, x_td.t()).t()
     bias = getattr(plain, "bias", None)

@@ -26,6 +26,7 @@ from torchtune_speech.training._checkpoint import (
     save_checkpoint,
     stage_info,
 )
+from torchtune_speech.training._compile import compile_layers, compiled_graphs
 from torchtune_speech.training._device import find_device
 from torchtune_speech.training._dry_run import (
     dry_run,
@@ -101,6 +102,8 @@ __all__ = [
     "check_space",
     "check_text_only",
     "clip_gradients",
+    "compile_layers",
+    "compiled_graphs",
     "compute_dtype",
     "ctc_forward_backward",
     "dry_run",

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torchtune import training
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.modules.peft import get_adapter_params
@@ -15,8 +16,12 @@ from torchtune_speech import config
 from torchtune_speech.errors import InputError
 from torchtune_speech.models import (
     SpeechLLM,
+    check_quantize,
     check_shapes,
+    is_quantized,
     load_hf_weights,
+    quantize_frozen,
+    quantize_weight,
     read_adapter_config,
 )
 from torchtune_speech.training._checkpoint import (
@@ -25,11 +30,15 @@ from torchtune_speech.training._checkpoint import (
     load_trained,
     lora_settings,
 )
+from torchtune_speech.training._compile import compile_layers
 from torchtune_speech.training._process import Process
 
 
 def meta_speech_llm(
-    model: DictConfig, projector: nn.Module | None, dtype: torch.dtype
+    model: DictConfig,
+    projector: nn.Module | None,
+    dtype: torch.dtype,
+    quantize: str | None = None,
 ) -> SpeechLLM:
     """The model without memory: frozen weights in ``dtype``, trainable ones in float32.
 
@@ -37,9 +46,13 @@ def meta_speech_llm(
         model: component node of a SpeechLLM builder.
         projector: the projector; it is moved to the meta device too.
         dtype: of the frozen LLM.
+        quantize: fewer bits for the matrices of its layers, ``nf4`` or ``float8``. Default None.
 
     Returns:
         The model on the meta device.
+
+    Raises:
+        InputError: if projector and LLM differ in width, or a matrix cannot be quantised.
     """
     if projector is not None:
         projector = projector.to("meta")
@@ -57,6 +70,8 @@ def meta_speech_llm(
             f"projector.out_dim: {built.projector.out_dim}, but the LLM's embeddings are "
             f"{built.decoder.tok_embeddings.embedding_dim} wide; set projector.out_dim to that"
         )
+    if quantize is not None:
+        quantize_frozen(built, quantize)
     return built
 
 
@@ -69,6 +84,7 @@ def build_speech_llm(
     adapter_checkpoint: str | Path | None = None,
     process: Process,
     dtype: torch.dtype = torch.float32,
+    quantize: str | None = None,
     seed: int = 0,
     activation_checkpointing: bool = False,
     compile: bool = False,
@@ -84,23 +100,27 @@ def build_speech_llm(
         adapter_checkpoint: run, checkpoint or PEFT folder whose LoRA replaces the initial one.
         process: this process.
         dtype: of the frozen LLM; trainable weights are float32.
+        quantize: fewer bits for the matrices of its layers, ``nf4`` or ``float8``: see
+            :func:`quantize_weight`. Default None.
         seed: of LoRA's initial values.
         activation_checkpointing: recompute the decoder's layers in the backward pass.
-        compile: compile the decoder's layers.
+        compile: compile the decoder's layers; see :func:`compile_layers`.
         shard: split the weights over the processes; False gives each the whole model.
+            Quantised weights are whole in each process either way.
 
     Returns:
         The model on the process's device, everything frozen.
 
     Raises:
-        InputError: if weights are missing or do not fit.
+        InputError: if weights are missing or do not fit, or the device cannot compute so.
     """
+    check_quantize(quantize, dtype, process.device)
     initial = (
         {f"projector.{k}": v for k, v in projector.state_dict().items()}
         if projector is not None
         else {}
     )
-    built = meta_speech_llm(model, projector, dtype)
+    built = meta_speech_llm(model, projector, dtype, quantize)
     # Small and often the wrong ones: read before the LLM, which takes minutes.
     trained = _trained_projector(built, projector_checkpoint, llm_dir)
     trained |= _trained_lora(built, adapter_checkpoint, llm_dir)
@@ -116,8 +136,9 @@ def build_speech_llm(
     if activation_checkpointing:
         recompute_layers(built)
     if compile:
-        for layer in built.decoder.layers:
-            layer.compile()
+        compile_layers(built)
+    if quantize is not None:
+        _load_quantized(built, weights, process, quantize)
     _load(built, weights, process, shard and process.world_size > 1)
     return built.requires_grad_(False)
 
@@ -174,26 +195,46 @@ def _trained_lora(
     return loaded
 
 
+def _load_quantized(
+    model: SpeechLLM, weights: dict[str, Tensor], process: Process, kind: str
+) -> None:
+    """Move and quantise one matrix after the other; each is taken out of ``weights``."""
+    wanted = {name: p.dtype for name, p in model.state_dict().items() if is_quantized(p)}
+    moved = {
+        name: quantize_weight(weights.pop(name).to(process.device, dtype), kind, name)
+        for name, dtype in wanted.items()
+    }
+    model.load_state_dict(moved, strict=False, assign=True)
+
+
 def _load(model: SpeechLLM, weights: dict[str, Tensor], process: Process, shard: bool) -> None:
-    """Fill a meta model; rotary caches, which no checkpoint holds, are computed afresh."""
+    """Fill what is meta; rotary caches, which no checkpoint holds, are computed afresh."""
     if shard:
-        conditions = [
-            lambda name, module: (
-                isinstance(module, TransformerSelfAttentionLayer) or name == "projector"
-            )
-        ]
-        training.shard_model(model, shard_conditions=conditions, cpu_offload=False)
-        training.load_from_full_model_state_dict(model, weights, process.device, strict=True)
+        _shard(model)
+        training.load_from_full_model_state_dict(model, weights, process.device, strict=False)
     else:
-        wanted = {name: p.dtype for name, p in model.state_dict().items()}
+        wanted = {name: p.dtype for name, p in model.state_dict().items() if name in weights}
         model.load_state_dict(
             {name: weights[name].to(process.device, dtype) for name, dtype in wanted.items()},
+            strict=False,
             assign=True,
         )
     with training.set_default_dtype(torch.float32), process.device:
         for module in model.modules():
             if hasattr(module, "rope_init"):
                 module.rope_init()
+
+
+def _shard(model: SpeechLLM) -> None:
+    """Split layers, projector and the rest over the processes, without the quantised weights.
+
+    Those are a quarter or half of the size, and need not be gathered at each use.
+    """
+    whole = {p for p in model.parameters() if is_quantized(p)}
+    # The layer with its wrapper for recomputation: decoding asks the layer for its weights.
+    for part in (*model.decoder.layers, model.projector, model):
+        if part is not None:
+            fully_shard(part, reshard_after_forward=True, ignored_params=whole)
 
 
 def initial_lora(model: SpeechLLM, seed: int) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torchtune.utils import get_logger, log_rank_zero
 from torchtune_speech.data import SpeechDataset, TokenLabels
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import check_fingerprint
+from torchtune_speech.models import check_quantize
 from torchtune_speech.training._checkpoint import is_peft_folder, read_stage
 
 _COUNTS = (
@@ -48,6 +49,7 @@ _STEP_KEYS = (
     "clip_grad_norm",
     "on_nonfinite",
     "dtype",
+    "quantize",
 )
 _log = get_logger("INFO")
 
@@ -82,6 +84,7 @@ def check_settings(cfg: DictConfig) -> None:
     recompute = cfg.get("activation_checkpointing", False)
     if not isinstance(recompute, bool) and recompute != "auto":
         raise InputError(f"activation_checkpointing: {recompute!r}; use auto, true or false")
+    check_quantize(cfg.get("quantize"))
 
 
 def _is_number(value: Any) -> bool:

@@ -126,7 +126,9 @@ def _memory_table(cfg: DictConfig, trained: Sequence[str], world_size: int) -> l
     )
     rows = rows_at_a_time(cfg, world_size)
     notes = {
-        FROZEN: cfg.dtype,
+        FROZEN: f"{cfg.dtype}, matrices {quantize}"
+        if (quantize := cfg.get("quantize"))
+        else cfg.dtype,
         TRAINED: "float32",
         GRADIENTS: "float32",
         STATE: cfg.optimizer._component_,

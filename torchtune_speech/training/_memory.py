@@ -1,6 +1,7 @@
 """Peak memory of a training step, predicted by running it on tensors without content."""
 
 import dataclasses
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torchtune.utils import get_logger, log_rank_zero
 
 from torchtune_speech import config
 from torchtune_speech.data import IGNORE_INDEX, Batch
-from torchtune_speech.models import SpeechLLM
+from torchtune_speech.models import SpeechLLM, is_quantized, quantize_frozen, weight_bytes
 from torchtune_speech.training._build import meta_speech_llm, recompute_layers
 from torchtune_speech.training._objective import autocast, batch_loss
 from torchtune_speech.training._optim import build_optimizer, trainable_groups
@@ -92,7 +93,7 @@ def predict_memory(
     Returns:
         The prediction.
     """
-    whole = _meta_model(cfg)
+    whole = _meta_model(cfg, cfg.get("quantize"))
     count = len(whole.decoder.layers)
     if batch is None:
         batch = planned_batch(cfg, whole.projector, world_size)
@@ -230,10 +231,10 @@ def resolve_activation_checkpointing(
     return recompute
 
 
-def _meta_model(cfg: DictConfig) -> SpeechLLM:
+def _meta_model(cfg: DictConfig, quantize: str | None = None) -> SpeechLLM:
     with torch.device("meta"):
         projector = config.instantiate(cfg.get("projector"))
-    return meta_speech_llm(cfg.model, projector, compute_dtype(cfg.dtype))
+    return meta_speech_llm(cfg.model, projector, compute_dtype(cfg.dtype), quantize)
 
 
 def keep_layers(model: SpeechLLM, count: int) -> SpeechLLM:
@@ -281,6 +282,8 @@ class _Ledger(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1.0  # an optimizer that asks for a number of its state
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # a quantised weight: what it does inside will come by here
         result = func(*args, **kwargs or {})
         if func.namespace != "prim":
             for tensor in tree_leaves(result):
@@ -331,6 +334,8 @@ def _trace_step(
     dtype, device = compute_dtype(cfg.dtype), torch.device("cpu")
     with fake:
         model.to_empty(device=device).train()
+        if cfg.get("quantize") is not None:
+            quantize_frozen(model, cfg.quantize)
     for module in model.modules():
         if hasattr(module, "rope_init"):
             module.rope_init()
@@ -342,7 +347,8 @@ def _trace_step(
         for k, v in batch.items()
     }
     for p in model.parameters():
-        ledger.count(p, TRAINED if p.requires_grad else FROZEN)
+        for tensor in _plain_tensors(p):
+            ledger.count(tensor, TRAINED if p.requires_grad else FROZEN)
     for tensor in tree_leaves([list(state.values()) for state in optimizer.state.values()]):
         if isinstance(tensor, Tensor):
             ledger.count(tensor, STATE)
@@ -357,6 +363,7 @@ def _trace_step(
 
     ctc_weight = cfg.get("ctc_weight", 0)
     traced = _WithoutMask(model) if cfg.device == "cuda" else model
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
     with ledger.phase("forward pass"), autocast(device, dtype):
         ce_sum, ctc_sum = batch_loss(traced, batch, with_ctc=ctc_weight > 0)
         loss = ce_sum if ctc_sum is None else ce_sum + ctc_weight * ctc_sum
@@ -367,6 +374,13 @@ def _trace_step(
         clip_gradients(groups, cfg.clip_grad_norm)
         optimizer.step()
     return ledger.peaks
+
+
+def _plain_tensors(weight: Tensor) -> list[Tensor]:
+    """The tensor, or those that a quantised weight consists of."""
+    if not is_quantized(weight):
+        return [weight]
+    return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
 
 
 def _optimizer_with_state(
@@ -390,15 +404,22 @@ def _shared(parts: Parts, model: SpeechLLM, world_size: int) -> Parts:
     """What one of several processes holds of it, and what it gathers."""
     if world_size == 1:
         return parts
-    layers = [sum(p.nbytes for p in layer.parameters()) for layer in model.decoder.layers]
-    outside = sum(p.nbytes for p in model.parameters()) - sum(layers)
-    trained_outside = (
-        0
-        if model.projector is None
-        else sum(p.nbytes for p in model.projector.parameters() if p.requires_grad)
-    )
+    layers = [sum(_split_bytes(p) for p in layer.parameters()) for layer in model.decoder.layers]
+    outside = sum(_split_bytes(p) for p in model.parameters()) - sum(layers)
+    gradients = sum(p.nbytes for p in _projector_parameters(model) if p.requires_grad)
     shared = {
         part: size if part == ACTIVATIONS else -(-size // world_size)
         for part, size in parts.items()
     }
-    return shared | {GATHERED: 2 * max(layers) + outside + trained_outside}
+    whole = sum(weight_bytes(p) for p in model.parameters() if is_quantized(p))
+    shared[FROZEN] = whole + -(-(parts[FROZEN] - whole) // world_size)
+    return shared | {GATHERED: 2 * max(layers) + outside + gradients}
+
+
+def _split_bytes(weight: Tensor) -> int:
+    """Bytes of a weight that is split over processes; quantised ones are whole in each."""
+    return 0 if is_quantized(weight) else weight.nbytes
+
+
+def _projector_parameters(model: SpeechLLM) -> list[Tensor]:
+    return [] if model.projector is None else list(model.projector.parameters())

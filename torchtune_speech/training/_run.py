@@ -21,6 +21,7 @@ from torchtune_speech.training._checkpoint import (
     list_checkpoints,
     read_stage,
 )
+from torchtune_speech.training._compile import compiled_graphs
 from torchtune_speech.training._objective import StepLoss, StepSums
 
 _log = get_logger("INFO")
@@ -186,7 +187,8 @@ def step_metrics(
     Returns:
         The metrics; ``fill`` is the share of computed positions that held tokens. A step that was
         skipped, since its loss or gradient was not finite, has the ids of its samples in
-        ``skipped_samples``.
+        ``skipped_samples``. ``compiled_graphs`` is there where something was compiled: it should
+        rise in the first steps only.
     """
     ctc = {}
     if losses.ctc is not None:
@@ -207,6 +209,7 @@ def step_metrics(
         "fill": losses.tokens / max(losses.slots, 1),
         "seconds": seconds,
         "tokens_per_second": losses.tokens / seconds,
+        **({"compiled_graphs": graphs} if (graphs := compiled_graphs()) else {}),
         **skipped,
     }
 

@@ -1,0 +1,127 @@
+"""The frozen LLM in fewer bits: what does it cost in loss, what does it save?
+
+    python studies/quantized.py loss --run runs/nano --steps 100
+    python studies/quantized.py memory       # stage C of the 8B, one row of 4,096 tokens; no files
+
+The first trains LoRA on text (stage B) through the same LLM in float32, bf16, NF4 and float8, on
+the same steps. It prints the mean loss of the LLM as it is (20 steps at a learning rate of zero),
+that of the last steps of the training, and the time of both against float32. It needs the data and
+the LLM of the nano world, no audio:
+
+    python -m torchtune_speech.nano world --out runs/nano/data
+    python -m torchtune_speech.nano llm --data runs/nano/data --out runs/nano/llm
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean
+
+import torch
+from omegaconf import OmegaConf
+
+from torchtune_speech import config, training
+from torchtune_speech.files import read_jsonl
+from torchtune_speech.models import QUANTIZATIONS, weight_bytes
+
+VARIANTS = {
+    "float32": ("fp32", "null"),
+    "bf16": ("bf16", "null"),
+    "nf4, the rest float32": ("fp32", "nf4"),
+    "nf4, the rest bf16": ("bf16", "nf4"),
+    "float8, the rest float32": ("fp32", "float8"),
+    "float8, the rest bf16": ("bf16", "float8"),
+}
+_FROZEN_STEPS = 20
+
+
+def main() -> None:
+    """Run one of the two studies."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("loss", help="what it costs in loss, on the nano world")
+    command.add_argument("--run", type=Path, default=Path("runs/nano"), help="(%(default)s)")
+    command.add_argument("--steps", type=int, default=100, help="of stage B (%(default)s)")
+    command.set_defaults(study=study_loss)
+    command = commands.add_parser("memory", help="what it saves, on the meta device")
+    command.add_argument("--config", default="llama3_1_8b/multimodal_fuse", help="(%(default)s)")
+    command.set_defaults(study=study_memory)
+    options = parser.parse_args()
+    options.study(options)
+
+
+def study_memory(options: argparse.Namespace) -> None:
+    """Bytes of the weights for each kind, and an estimate of a step's memory with them."""
+    cfg = OmegaConf.load(config.config_path(options.config))
+    print("| quantize | frozen weights | of these, the layers | a step in all, estimated |")
+    print("|---|---|---|---|")
+    for kind in (None, *QUANTIZATIONS):
+        with torch.device("meta"):
+            projector = config.instantiate(cfg.get("projector"))
+        model = training.meta_speech_llm(cfg.model, projector, torch.bfloat16, kind)
+        training.trainable_groups(model, *cfg.learning_rate)
+        sizes = {n: weight_bytes(p) for n, p in model.named_parameters() if not p.requires_grad}
+        layers = sum(size for name, size in sizes.items() if ".layers." in name)
+        parts = training.memory_estimate(
+            model, tokens=cfg.max_seq_len, dtype=torch.bfloat16, activation_checkpointing=True
+        )
+        parts["frozen weights"] = sum(sizes.values())
+        cells = (sum(sizes.values()), layers, sum(parts.values()))
+        print(f"| {kind or 'null'} | {' | '.join(f'{n / 2**30:.2f} GiB' for n in cells)} |")
+
+
+def study_loss(options: argparse.Namespace) -> None:
+    """Train through each and print a table."""
+    if not (options.run / "llm" / "config.json").is_file():
+        sys.exit(f"{options.run}/llm: not there; see --help for the two commands that make it")
+    last = max(1, options.steps // 5)
+    print(f"| weights | frozen LLM | stage B, last {last} of {options.steps} steps | time |")
+    print("|---|---|---|---|")
+    base = None
+    for name, (dtype, quantize) in VARIANTS.items():
+        words = [f"dtype={dtype}", f"quantize={quantize}"]
+        began = time.perf_counter()
+        frozen = losses(options.run, _FROZEN_STEPS, *words, "learning_rate.lora.lr=0")
+        trained = losses(options.run, options.steps, *words)
+        seconds = time.perf_counter() - began
+        base = base or seconds
+        cells = f"{mean(frozen):.4f} | {mean(trained[-last:]):.4f} | {seconds / base:.1f}"
+        print(f"| {name} | {cells} |", flush=True)
+
+
+def losses(run: Path, steps: int, *words: str) -> list[float]:
+    """Losses of the steps of a run of stage B, started for the purpose.
+
+    Args:
+        run: folder with ``data`` and ``llm``.
+        steps: steps to train.
+        *words: ``key=value``.
+
+    Returns:
+        A loss for each step, in nats.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "B"
+        done = subprocess.run(
+            [
+                *(Path(sys.executable).with_name("tune"), "run", "lora_finetune_text"),
+                *("--config", "nano/lora_finetune_text", f"output_dir={out}"),
+                *(f"llm_dir={run / 'llm'}", f"dataset.manifest={run / 'data' / 'text.jsonl'}"),
+                *("eval_dataset=null", f"max_steps={steps}", *words),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(done.stderr[-2000:])
+        return [row["loss"] for row in read_jsonl(out / "metrics.jsonl")]
+
+
+if __name__ == "__main__":
+    main()
