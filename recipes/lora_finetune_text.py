@@ -106,7 +106,7 @@ class LoRAFinetuneTextRecipe:
             quantize=cfg.quantize,
             seed=cfg.seed,
             activation_checkpointing=training.resolve_activation_checkpointing(
-                cfg, TRAINED, self.process
+                cfg.activation_checkpointing, cfg, TRAINED, self.process
             ),
             compile=cfg.compile,
         )

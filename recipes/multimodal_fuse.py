@@ -123,7 +123,7 @@ class MultimodalFuseRecipe:
             quantize=cfg.quantize,
             seed=cfg.seed,
             activation_checkpointing=training.resolve_activation_checkpointing(
-                cfg, TRAINED, self.process
+                cfg.activation_checkpointing, cfg, TRAINED, self.process
             ),
             compile=cfg.compile,
         )

@@ -75,7 +75,12 @@ def test_predicted_is_measured_and_few_layers_stand_for_all(benchmark, stage, re
 @pytest.mark.parametrize(
     "changes",
     [
-        {"gradient_accumulation_steps": 2, "rows_per_step": 4},
+        {
+            "gradient_accumulation_steps": 2,
+            "rows_per_step": 4,
+            "max_seq_len": 128,
+            "projector": {"embed_dim": 192},
+        },
         {"ctc_weight": 0.3, "projector": {"ctc_vocab_size": 3_001}},
         {"projector": {"stack": 2, "dropout": 0.0}, "optimizer": {"fused": False}},
     ],
@@ -109,15 +114,16 @@ def test_parts_are_what_there_is():
     assert 0 <= state <= 4 * sum(p.requires_grad for p in model.parameters())  # step numbers
 
 
-def test_attention_on_a_gpu_keeps_no_square_of_the_row():
-    short, long = (
-        predict(
-            make_config("lora_finetune_text", device="cuda", max_seq_len=n), "lora_finetune_text"
-        )
-        for n in (512, 2048)
-    )
-    part = "activations, temporaries"
-    assert long.parts[part] < 4.05 * short.parts[part]
+def test_attention_on_a_gpu_is_flex_attention():
+    stage, part = "lora_finetune_text", "activations, temporaries"
+
+    def activations(device, length):
+        cfg = make_config(stage, device=device, max_seq_len=length)
+        return predict(cfg, stage).parts[part]
+
+    short = activations("cuda", 512)
+    assert activations("cuda", 2048) < 4.05 * short  # nothing has the size of a row's square
+    assert short < 0.99 * activations("cpu", 512)  # nor are rows taken apart into samples
 
 
 @pytest.mark.parametrize("kind", ["nf4", "float8"])
@@ -168,15 +174,15 @@ def test_a_planned_batch_fits_the_model_and_is_full(stack):
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_auto_recomputes_what_does_not_fit(monkeypatch, caplog, fits):
-    cfg = make_config("lora_finetune_text", activation_checkpointing="auto", device="cuda")
+    cfg = make_config("lora_finetune_text", device="cuda")
     need = predict(cfg, "lora_finetune_text").total
     have = SimpleNamespace(total_memory=round(need / 0.9 * (1.01 if fits else 0.99)))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: have)
     process = training.Process(torch.device("cuda"), 0, 1)
     with caplog.at_level(logging.INFO):
-        monkeypatch.setattr(logging.getLogger("torchtune.utils._logging"), "propagate", True)
-        chosen = training.resolve_activation_checkpointing(cfg, ("lora",), process)
+        chosen = training.resolve_activation_checkpointing("auto", cfg, ("lora",), process)
     assert chosen is not fits
+    assert f"auto {'keeps' if fits else 'recomputes'} the layers" in caplog.text
 
 
 def test_auto_on_a_cpu_and_plain_values():
@@ -184,7 +190,7 @@ def test_auto_on_a_cpu_and_plain_values():
     for value, expected in (("auto", False), (True, True), (False, False)):
         cfg = make_config("projector", activation_checkpointing=value)
         training.check_settings(cfg)
-        chosen = training.resolve_activation_checkpointing(cfg, ("projector",), process)
+        chosen = training.resolve_activation_checkpointing(value, cfg, ("projector",), process)
         assert chosen is expected
     cfg.activation_checkpointing = "sometimes"
     with pytest.raises(InputError, match="activation_checkpointing: 'sometimes'; use auto"):

@@ -133,7 +133,7 @@ def _memory_table(cfg: DictConfig, trained: Sequence[str], world_size: int) -> l
         GRADIENTS: "float32",
         STATE: cfg.optimizer._component_,
         ACTIVATIONS: f"{rows} x {cfg.max_seq_len:,} tokens at a time",
-        GATHERED: "two layers, embeddings, output layer, projector",
+        GATHERED: "two layers, and what is in none",
     }
     table = [("", "recomputed", "kept", "decoder layers: activation_checkpointing true, false")]
     for part, size in recomputed.parts.items():

@@ -77,7 +77,8 @@ def predict_memory(
     The trace has the kernels of a CPU. For ``device: cuda`` its attention is causal and without a
     mask, which keeps for the backward pass what flex attention keeps: queries, keys, values,
     output and a number for each row. Elsewhere it is what a CPU computes. Not counted are the work
-    space of kernels, what the allocator rounds up or cannot use, and the CUDA context.
+    space of kernels, what the allocator rounds up or cannot use, the CUDA context, what compiled
+    layers keep otherwise, and evaluations.
 
     Of several processes, each holds its share of weights, gradients and state; two layers at a
     time, and what is in no layer (embeddings, output layer, projector), are gathered for use.
@@ -198,20 +199,19 @@ def _frames_of(projector: nn.Module, vectors: int) -> int:
 
 
 def resolve_activation_checkpointing(
-    cfg: DictConfig, trained: Sequence[str], process: Process
+    wanted: bool | str, cfg: DictConfig, trained: Sequence[str], process: Process
 ) -> bool:
     """Whether layers are recomputed; ``auto`` recomputes them where they could not be kept.
 
     Args:
-        cfg: configuration of a training recipe, its ``activation_checkpointing`` true, false or
-            ``auto``.
+        wanted: True, False or ``auto``.
+        cfg: configuration of a training recipe.
         trained: parameter groups that the recipe trains.
         process: this process. On a CPU ``auto`` means false.
 
     Returns:
         True to recompute. With ``auto`` the log says why.
     """
-    wanted = cfg.activation_checkpointing
     if wanted != "auto":
         return wanted
     if process.device.type != "cuda":
