@@ -10,6 +10,8 @@ PYTHON ?= python3
 TORCH_SPEC ?= torch==2.13.0
 # Words for pytest: make test PYTEST_ARGS="tests/config -k help"
 PYTEST_ARGS ?=
+# Benchmarks of `make bench`; each has --help, and runs on a GPU with --device cuda.
+BENCH ?= train_step extract store loader plan scaling memory decode
 # Folder with AN4's manifest.jsonl and recordings.
 AN4_DATA ?= ../shared/data/speech
 # Folder with real files of answers of the Instruction-following task; may be absent.
@@ -20,7 +22,7 @@ CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_inf
   { echo "error: $(PYTHON): Python 3.11 or 3.12 is needed; try PYTHON=python3.11" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv comet-env official-env test lint demo an4 faults bench-decode loops official-check clean
+.PHONY: help venv comet-env official-env test lint demo an4 faults bench loops official-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,8 +78,8 @@ an4: venv ## real people speaking: features, projector and scores on AN4
 faults: venv ## kill runs at a thousand random moments, let them go on, compare with whole ones
 	$(BIN)/python tests/reliability/campaign.py --kills 1000
 
-bench-decode: venv ## decoding speed beside Hugging Face's generate, into benchmarks/results
-	$(BIN)/python benchmarks/decode.py
+bench: venv ## measure everything beside its peers, into benchmarks/results; BENCH="plan store" for some
+	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 loops: venv ## repetition loops found and cured: real outputs, then the models of make demo
 	$(BIN)/python studies/loops.py texts $(MCIF_OUTPUTS)

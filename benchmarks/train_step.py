@@ -14,6 +14,8 @@ ours and the peer are compared on the same samples: they must be equal.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from common import (
     parser,
     print_table,
     seconds,
+    take_turns,
     write_section,
 )
 from peer import PeerSpeechLLM, grouped_batches, hf_llama, peer_batch, random_batches
@@ -34,6 +37,7 @@ from torchtune.models.convert_weights import hf_to_tune
 from torchtune.models.llama3_1 import lora_llama3_1
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.modules.loss import CEWithChunkedOutputLoss
+from torchtune.modules.peft import disable_adapter
 from torchtune.training import set_activation_checkpointing, set_default_dtype
 
 from torchtune_speech import training
@@ -71,6 +75,7 @@ def main() -> None:
     arguments = parser(__doc__, sizes=("100m", "nano", "8b"))
     arguments.add_argument("--pairs", type=int, help="speech and text steps of ours that are timed")
     arguments.add_argument("--peer-batch-sizes", type=int, nargs="+")
+    arguments.add_argument("--trace", type=Path, help="profile two of our steps into this file")
     arguments.add_argument("--compile", action="store_true", help="compile our layers")
     arguments.add_argument(
         "--checkpointing", action="store_true", help="recompute layers in the backward pass, all"
@@ -90,8 +95,9 @@ def main() -> None:
         output_length=ours.projector.output_length,
     )
     difference = check_equal(ours, peer, dataset, options, dtype)
+    ceiling = matmul_ceiling(options, dtype)
     table = measure(ours, peer, dataset, options, dtype)
-    report(table, options, difference)
+    report(table, options, difference, ceiling)
 
 
 def build_models(
@@ -124,8 +130,7 @@ def build_models(
         peer.llm.gradient_checkpointing_enable({"use_reentrant": False})
         set_activation_checkpointing(ours, auto_wrap_policy={TransformerSelfAttentionLayer})
     if options.compile:
-        for layer in ours.decoder.layers:
-            layer.compile()
+        training.compile_layers(ours)
     return ours.train(), peer.train()
 
 
@@ -225,21 +230,28 @@ def measure(
     batches = prepare(steps, dataset, options)
     step_ours = our_step(ours, options, dtype)
     step_peer = peer_step(peer, options, dtype)
-    table: dict[str, Any] = {"ours": run_ours(step_ours, steps, batches, options)}
-    table["ours"]["fill"] = fills(steps, dataset, options.row)
     lengths = {"speech": dataset.lengths, "text": dataset.twin_lengths()}
+    reset_peak(options)
+    table: dict[str, Any] = {"ours": speeds(run_ours(step_ours, steps, batches, options), lengths)}
+    table["ours"]["fill"] = fills(steps, dataset, options.row)
+    table["ours"]["peak_gib"] = peak_gib(options)
+    table["ours"]["useful_flops"] = useful_flops(ours, steps, batches, options)
+    if options.trace:
+        trace(step_ours, steps[-2:], batches[-2:], options)
+    table["stage A"] = speeds(run_stage_a(ours, steps, batches, options, dtype), lengths)
     wanted = len([s for s in steps[2:] if not s.is_twin]) * len(steps[0].samples)
     for name, make in (("padded", random_batches), ("grouped", grouped_batches)):
         best: dict[str, Any] = {}
         for size in options.peer_batch_sizes:
             found = run_peer(step_peer, make, lengths, size, wanted, dataset, options)
-            print(f"peer, {name}, batch {size}: {found['both']['samples_per_s']:.3g} samples/s")
+            rate = found["both"]["samples_per_s"]
+            print(f"peer, {name}, batch {size}: {rate:.3g} samples/s", flush=True)
             if not best or found["both"]["samples_per_s"] > best["both"]["samples_per_s"]:
                 best = found
         table[name] = best
     del peer, step_peer
     text = [(s, b) for s, b in zip(steps, batches, strict=True) if s.is_twin]
-    table["torchtune"] = run_torchtune(text, options, dtype)
+    table["torchtune"] = speeds(run_torchtune(text, options, dtype), lengths)
     return table
 
 
@@ -271,10 +283,13 @@ def prepare(
 
 
 def our_step(
-    model: SpeechLLM, options: argparse.Namespace, dtype: torch.dtype
+    model: SpeechLLM,
+    options: argparse.Namespace,
+    dtype: torch.dtype,
+    *trained: str,
 ) -> Callable[[Step, list[Any]], None]:
-    """One optimizer step, as the recipe takes it."""
-    groups = training.trainable_groups(model, "projector", "lora")
+    """One optimizer step, as the recipe takes it; of projector and LoRA where not said."""
+    groups = training.trainable_groups(model, *(trained or ("projector", "lora")))
     parameters = [p for group in groups.values() for p in group.values()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     process = training.start_process(options.device)
@@ -309,15 +324,121 @@ def run_ours(
     steps: Sequence[Step],
     batches: Sequence[list[Any]],
     options: argparse.Namespace,
-) -> dict[str, Any]:
-    """Speeds of our steps; the first pair warms up."""
+) -> dict[str, list[Run]]:
+    """Times of our steps; the first pair warms up."""
     kinds: dict[str, list[Run]] = {"speech": [], "text": []}
     for number, (step, made) in enumerate(zip(steps, batches, strict=True)):
         taken = seconds(lambda s=step, m=made: run(s, m), options.device)
-        tokens = sum(int((b["document_ids"] > 0).sum()) for b in made)
+        tokens = count_tokens(made)
         if number >= 2:
             kinds["text" if step.is_twin else "speech"].append((taken, len(step.samples), tokens))
-    return speeds(kinds)
+    return kinds
+
+
+def run_stage_a(
+    model: SpeechLLM,
+    steps: Sequence[Step],
+    batches: Sequence[list[Any]],
+    options: argparse.Namespace,
+    dtype: torch.dtype,
+) -> dict[str, list[Run]]:
+    """Times of stage A on our speech steps: the projector alone, through the LLM without LoRA.
+
+    Stage B is the text steps of stage C, with the projector's optimizer left out.
+    """
+    speech = [(s, b) for s, b in zip(steps, batches, strict=True) if not s.is_twin]
+    found: list[Run] = []
+    with disable_adapter(model):
+        run = our_step(model, options, dtype, "projector")
+        for number, (step, made) in enumerate(speech):
+            taken = seconds(lambda s=step, m=made: run(s, m), options.device)
+            if number:
+                found.append((taken, len(step.samples), count_tokens(made)))
+    return {"speech": found}
+
+
+def trace(
+    run: Callable[[Step, list[Any]], None],
+    steps: Sequence[Step],
+    batches: Sequence[list[Any]],
+    options: argparse.Namespace,
+) -> None:
+    """Profile some of our steps: a trace to look at, and where the host waits for the device."""
+    with torch.profiler.profile(record_shapes=False) as profiler:
+        for step, made in zip(steps, batches, strict=True):
+            run(step, made)
+    profiler.export_chrome_trace(str(options.trace))
+    averages = profiler.key_averages()
+    sort = "self_cpu_time_total" if options.device == "cpu" else "self_device_time_total"
+    print(averages.table(sort_by=sort, row_limit=15, max_name_column_width=40))
+    waits = {e.key: e.count for e in averages if "Synchronize" in e.key}
+    print(f"the host waits for the device in {len(steps)} steps: {waits or 'never'}")
+    print(f"trace written to {options.trace}; open it at https://ui.perfetto.dev")
+
+
+def matmul_ceiling(options: argparse.Namespace, dtype: torch.dtype) -> float:
+    """FLOP/s of one large matrix product in the shape of the feed-forward network."""
+    shape, device = SIZES[options.size], options.device
+    rows = 2048 if device == "cpu" else 8192
+    x = torch.randn(rows, shape["embed_dim"], device=device, dtype=dtype)
+    w = torch.randn(shape["intermediate_dim"], shape["embed_dim"], device=device, dtype=dtype)
+    run = partial(torch.nn.functional.linear, x, w)
+    many = 3 if device == "cpu" else 50
+    taken = take_turns({"matmul": lambda: [run() for _ in range(many)]}, 5, device)["matmul"]
+    return 2 * many * rows * w.numel() / taken
+
+
+def useful_flops(
+    model: SpeechLLM,
+    steps: Sequence[Step],
+    batches: Sequence[list[Any]],
+    options: argparse.Namespace,
+) -> dict[str, float]:
+    """Products that the timed steps cannot do without, for each token that is no padding.
+
+    Twice the frozen matrices of the layers forward, and as much for the gradient of their input;
+    LoRA and projector three times theirs; the output layer at supervised positions; attention on
+    the pairs that see each other, twice as much backward as forward.
+    """
+    shape = SIZES[options.size]
+    table = model.decoder.output.weight.numel()
+    decoder = list(model.decoder.layers.named_parameters())
+    frozen = sum(p.numel() for n, p in decoder if "lora_" not in n and p.dim() == 2)
+    lora = sum(p.numel() for n, p in decoder if "lora_" in n)
+    projector = sum(p.numel() for p in model.projector.parameters())
+    sums = {"speech": np.zeros(2), "text": np.zeros(2)}
+    for step, made in zip(steps[2:], batches[2:], strict=True):
+        tokens = count_tokens(made)
+        flops = tokens * (4 * frozen + 6 * lora) + sum(4 * table * len(b["select"]) for b in made)
+        if not step.is_twin:
+            flops += 6 * projector * sum(int(b["frame_lengths"].sum()) for b in made)
+        lengths = np.concatenate([sample_lengths(b["document_ids"]) for b in made])
+        pairs = (lengths * (lengths + 1) / 2).sum()
+        flops += 12 * pairs * shape["embed_dim"] * shape["num_layers"]
+        sums["text" if step.is_twin else "speech"] += (flops, tokens)
+    return {kind: float(flops / tokens) for kind, (flops, tokens) in sums.items()}
+
+
+def sample_lengths(document_ids: torch.Tensor) -> np.ndarray:
+    """Tokens of each sample of a batch."""
+    rows = [torch.bincount(row[row > 0]) for row in document_ids]
+    return torch.cat(rows).numpy().astype(float)
+
+
+def count_tokens(batches: Sequence[Any]) -> int:
+    """Tokens that are no padding."""
+    return sum(int((b["document_ids"] > 0).sum()) for b in batches)
+
+
+def reset_peak(options: argparse.Namespace) -> None:
+    """Forget the peak of the device's memory."""
+    if options.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gib(options: argparse.Namespace) -> float | None:
+    """Peak of the device's memory, both models in it; None for a CPU."""
+    return None if options.device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
 
 
 def run_peer(
@@ -343,7 +464,8 @@ def run_peer(
             taken = seconds(lambda b=batch: run(b), options.device)
             kinds[kind].append((taken, len(numbers), int(of_kind[numbers].sum())))
             real, computed = real + kinds[kind][-1][2], computed + batch["tokens_bs"].numel()
-    return {**speeds(kinds), "batch_size": size, "fill": round(real / computed, 3)}
+    fill_ = round(real / computed, 3)
+    return {**speeds(kinds, lengths), "batch_size": size, "fill": fill_}
 
 
 def spread(batches: list[list[int]], lengths: np.ndarray, count: int) -> list[list[int]]:
@@ -354,7 +476,7 @@ def spread(batches: list[list[int]], lengths: np.ndarray, count: int) -> list[li
 
 def run_torchtune(
     text: Sequence[tuple[Step, list[Any]]], options: argparse.Namespace, dtype: torch.dtype
-) -> dict[str, Any]:
+) -> dict[str, list[Run]]:
     """Torchtune's LoRA step on the same packed rows of text: its model, its loss, all positions."""
     shape = SIZES[options.size]
     with torch.device(options.device), set_default_dtype(dtype):
@@ -386,27 +508,39 @@ def run_torchtune(
     kinds: dict[str, list[Run]] = {"text": []}
     for number, (step, batches) in enumerate(text):
         taken = seconds(lambda b=batches: run(b), options.device)
-        tokens = sum(int((b["document_ids"] > 0).sum()) for b in batches)
+        tokens = count_tokens(batches)
         if number:
             kinds["text"].append((taken, len(step.samples), tokens))
-    return speeds(kinds)
+    return kinds
 
 
-def speeds(kinds: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, float]]:
-    """Samples and tokens a second of each kind, and of both with as many samples of each."""
-    result = {}
+def speeds(
+    kinds: Mapping[str, Sequence[Run]], lengths: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """Tokens a second of each kind, and samples of mean length a second.
+
+    Each system was timed on samples of its own, drawn from the same ones: by tokens, since one
+    may have drawn longer samples than another.
+
+    Args:
+        kinds: kind to the steps that were timed.
+        lengths: kind to the lengths of all samples, in tokens.
+
+    Returns:
+        Kind to speeds; ``both`` for as many samples of each, in turn.
+    """
+    result: dict[str, dict[str, float]] = {}
     for kind, runs in kinds.items():
         taken, samples, tokens = (sum(column) for column in zip(*runs, strict=True))
         result[kind] = {
-            "samples_per_s": samples / taken,
             "tokens_per_s": tokens / taken,
+            "samples_per_s": tokens / taken / float(lengths[kind].mean()),
             "seconds": taken,
             "samples": samples,
         }
     if len(kinds) == 2:
-        # By tokens: the samples that were drawn may be longer or shorter than those of another.
-        a, b = result["speech"], result["text"]
-        result["both"] = {"samples_per_s": 2 / (1 / a["samples_per_s"] + 1 / b["samples_per_s"])}
+        each = [found["samples_per_s"] for found in result.values()]
+        result["both"] = {"samples_per_s": 2 / sum(1 / rate for rate in each)}
     return result
 
 
@@ -421,27 +555,39 @@ def fills(steps: Sequence[Step], dataset: SyntheticDataset, row: int) -> dict[st
 
 
 def report(
-    table: Mapping[str, Any], options: argparse.Namespace, difference: Mapping[str, float]
+    table: Mapping[str, Any],
+    options: argparse.Namespace,
+    difference: Mapping[str, float],
+    ceiling: float,
 ) -> None:
     """Print the table and write the section."""
     rows = []
     for name, found in table.items():
-        cells = [name if "batch_size" not in found else f"{name}, batch {found['batch_size']}"]
-        for kind, unit in (("speech", "tokens"), ("text", "tokens"), ("both", "samples")):
-            cells.append(found[kind][f"{unit}_per_s"] if kind in found else "-")
-        rows.append([*cells, str(found.get("fill", "as ours"))])
-    print_table(["", "speech tokens/s", "text tokens/s", "both, samples/s", "full"], rows)
-    both = {
-        name: found["both"]["samples_per_s"] for name, found in table.items() if "both" in found
-    }
+        batch = f", batch {found['batch_size']}" if "batch_size" in found else ""
+        full = found.get("fill", "-")
+        if isinstance(full, dict):
+            full = " / ".join(f"{share:.3f}" for share in full.values())
+        speed = [
+            found[kind][f"{unit}_per_s"] if kind in found else "-"
+            for kind, unit in (("speech", "tokens"), ("text", "tokens"), ("both", "samples"))
+        ]
+        rows.append([name + batch, *speed, str(full)])
+    print_table(["", "speech tokens/s", "text tokens/s", "samples/s", "rows full"], rows)
+    both = {n: found["both"]["samples_per_s"] for n, found in table.items() if "both" in found}
     ratios = {f"ratio_vs_{n}": round(both["ours"] / both[n], 2) for n in ("padded", "grouped")}
     text = [table[n]["text"]["tokens_per_s"] for n in ("ours", "torchtune")]
     ratios["text_ratio_vs_torchtune"] = round(text[0] / text[1], 2)
     print("  ".join(f"{name} {ratio}" for name, ratio in ratios.items()))
+    ours = table["ours"]
+    share = {
+        kind: round(ours[kind]["tokens_per_s"] * flops / ceiling, 3)
+        for kind, flops in ours["useful_flops"].items()
+    }
+    print(f"matrix products reach {ceiling / 1e9:,.0f} GFLOP/s here; share of that: {share}")
     section = "train_step" if options.size != "nano" else "train_step_nano"
-    write_section(
-        options, section, {**ratios, "relative_difference": dict(difference), "table": dict(table)}
-    )
+    found = {**ratios, "share_of_ceiling": share, "ceiling_gflops": round(ceiling / 1e9, 1)}
+    found |= {"relative_difference": dict(difference), "table": dict(table)}
+    write_section(options, section, found)
 
 
 if __name__ == "__main__":

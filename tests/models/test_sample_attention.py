@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torchtune.models.llama3_1 import llama3_1
 
@@ -10,6 +11,7 @@ from torchtune_speech.models import (
     sample_attention,
     speech_llama3_1,
 )
+from torchtune_speech.models._attention_mask import _block_mask
 
 SHAPE = dict(
     vocab_size=97, num_layers=3, num_heads=4, num_kv_heads=2, embed_dim=32, max_seq_len=64,
@@ -82,3 +84,28 @@ def test_loss_with_tied_embeddings():
     loss = model(tokens, mask=mask, select=select, labels=labels)
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     torch.testing.assert_close(loss, expected)
+
+
+def packed_ids(*rows):
+    """Numbers of samples in rows of as many tokens, from their lengths; the rest is padding."""
+    ids = torch.zeros(len(rows), 700, dtype=torch.long)
+    for row, lengths in enumerate(rows):
+        start = 0
+        for number, length in enumerate(lengths, 1):
+            ids[row, start : start + length] = number
+            start += length
+    return ids
+
+
+@pytest.mark.parametrize("length", [700, 640, 100])
+def test_blocks_of_flex_attention_hold_what_is_visible_and_little_else(length):
+    ids = packed_ids([700], [128, 256, 200], [5, 123, 300, 1, 2], [])[:, :length]
+    mask, dense = _block_mask(ids), dense_causal_mask(ids)
+    expected = create_block_mask(mask.mask_mod, 4, None, length, length, device="cpu")
+    assert torch.equal(mask.to_dense(), expected.to_dense())
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(mask, name), getattr(expected, name)), name
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(4, 2, length, 16) for _ in range(3))
+    wanted = scaled_dot_product_attention(q, k, v, attn_mask=dense[:, None])
+    torch.testing.assert_close(flex_attention(q, k, v, block_mask=mask), wanted)

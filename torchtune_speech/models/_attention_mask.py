@@ -2,11 +2,13 @@
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from torchtune.modules import MultiHeadAttention
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.modules import Packing, packed_attention
+
+_BLOCK = 128  # of flex attention, in tokens
 
 
 def block_causal_mask(document_ids_bs: Tensor) -> BlockMask | Packing:
@@ -27,10 +29,48 @@ def block_causal_mask(document_ids_bs: Tensor) -> BlockMask | Packing:
         lengths = torch.diff(starts, append=starts.new_tensor([b * s]))
         return Packing.from_lengths(lengths, document_ids_bs.device)
 
-    def visible(b_: Tensor, h_: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (q >= k) & (document_ids_bs[b_, q] == document_ids_bs[b_, k])
+    return _block_mask(document_ids_bs)
 
-    return create_block_mask(visible, b, None, s, s, device=document_ids_bs.device)
+
+def _block_mask(document_ids_bs: Tensor) -> BlockMask:
+    """Flex attention's mask, from the samples at the edges of each block.
+
+    torch's ``create_block_mask`` asks for every pair of tokens; numbers of samples only rise along
+    a row, so that the first and last one of a block say as much.
+    """
+    s = document_ids_bs.shape[1]
+    behind = s + 1  # padding comes last, and gets the highest number
+    ids_bs = document_ids_bs.where(document_ids_bs > 0, behind)
+    # What a last, shorter block lacks belongs to nothing.
+    ids_bs = torch.nn.functional.pad(ids_bs, (0, -s % _BLOCK), value=behind + 1)
+    blocks = ids_bs.unflatten(1, (-1, _BLOCK))
+    first_bn, last_bn = blocks[:, :, 0], blocks[:, :, -1]
+    number_n = torch.arange(blocks.shape[1], device=ids_bs.device)
+    before = number_n[:, None] > number_n  # query block, key block
+    # All pairs see each other where the key block begins in the sample in which the query block
+    # ends; some may where it ends in a sample that the query block still has.
+    full = before & (first_bn[:, None, :] == last_bn[:, :, None])
+    some = (before | (number_n[:, None] == number_n)) & (
+        last_bn[:, None, :] >= first_bn[:, :, None]
+    )
+
+    def visible(b: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (document_ids_bs[b, q] == document_ids_bs[b, k])
+
+    return BlockMask.from_kv_blocks(
+        *_ordered(some & ~full),
+        *_ordered(full),
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=visible,
+        seq_lengths=(s, s),
+    )
+
+
+def _ordered(chosen_bqk: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks are chosen for each query block, and which, these first."""
+    chosen = chosen_bqk[:, None].int()  # all heads alike
+    order = torch.argsort(chosen, dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32), order.int()
 
 
 def dense_causal_mask(document_ids_bs: Tensor) -> Tensor:

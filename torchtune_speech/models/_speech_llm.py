@@ -4,9 +4,9 @@ from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
+from torchtune.modules import TransformerDecoder
 
-from torchtune_speech.models._attention_mask import SampleAttention
+from torchtune_speech.models._decoder_parts import replace_parts
 from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer, few_rows_linear
 from torchtune_speech.modules import Packing, embedding_distance_sum, linear_cross_entropy_sum
 
@@ -36,59 +36,13 @@ def splice_speech(embeddings_bsd: Tensor, vectors_nd: Tensor, speech_index_n: Te
     return flat.index_copy(0, speech_index_n, vectors_nd.to(flat.dtype)).view_as(embeddings_bsd)
 
 
-class LastLayer(TransformerSelfAttentionLayer):
-    """A decoder's last layer: behind its attention it goes on with the wanted positions alone.
-
-    Nothing looks at the others any more, and where a fifth of the positions is supervised, four
-    fifths of the feed-forward network's work is saved. Same parts, same parameter names.
-
-    Args:
-        layer: the layer whose parts it takes over.
-    """
-
-    def __init__(self, layer: TransformerSelfAttentionLayer) -> None:
-        super().__init__(
-            layer.attn,
-            layer.mlp,
-            sa_norm=layer.sa_norm,
-            mlp_norm=layer.mlp_norm,
-            sa_scale=layer.sa_scale,
-            mlp_scale=layer.mlp_scale,
-        )
-
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Tensor | BlockMask | Packing | None = None,
-        input_pos: Tensor | None = None,
-        select: Tensor | None = None,
-    ) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            x: hidden states, ``[b, s, d]``.
-            mask: see torchtune's layer.
-            input_pos: position of each token in its sample, ``[b, s]``.
-            select: flat positions that are wanted, ``[m]``; None for all.
-
-        Returns:
-            ``[m, d]``, or ``[b, s, d]`` without ``select``.
-        """
-        normed = self.sa_norm(x)
-        h = x + self.sa_scale(self.attn(normed, normed, mask=mask, input_pos=input_pos))
-        if select is not None:
-            h = h.flatten(0, 1).index_select(0, select)
-        return h + self.mlp_scale(self.mlp(self.mlp_norm(h)))
-
-
 class SpeechLLM(nn.Module):
     """A torchtune decoder with a projector for speech.
 
     The forward pass walks the decoder's public parts (embeddings, layers, norm, output) instead
     of calling it, so that speech vectors can be spliced in and only the selected positions reach
-    the output layer. Nothing in the decoder is patched; its attention
-    becomes :class:`SampleAttention` and its last layer :class:`LastLayer`, around the same parts.
+    the output layer. Nothing in the decoder is patched; some of its parts are replaced by ones that
+    give the same for less (:func:`replace_parts`).
 
     Args:
         decoder: torchtune decoder, with or without LoRA.
@@ -102,9 +56,7 @@ class SpeechLLM(nn.Module):
 
     def __init__(self, decoder: TransformerDecoder, projector: nn.Module | None = None) -> None:
         super().__init__()
-        for layer in decoder.layers:
-            layer.attn = SampleAttention(layer.attn)
-        decoder.layers[-1] = LastLayer(decoder.layers[-1])
+        replace_parts(decoder)
         self.decoder = decoder
         self.projector = projector
 
