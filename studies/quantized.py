@@ -56,22 +56,21 @@ def main() -> None:
 
 
 def study_memory(options: argparse.Namespace) -> None:
-    """Bytes of the weights for each kind, and an estimate of a step's memory with them."""
+    """Bytes of the weights for each kind, and the predicted memory of a step with them."""
     cfg = OmegaConf.load(config.config_path(options.config))
-    print("| quantize | frozen weights | of these, the layers | a step in all, estimated |")
+    print("| quantize | frozen weights | of these, the layers | a step in all, predicted |")
     print("|---|---|---|---|")
     for kind in (None, *QUANTIZATIONS):
+        cfg.quantize, cfg.gradient_accumulation_steps = kind, cfg.rows_per_step
         with torch.device("meta"):
             projector = config.instantiate(cfg.get("projector"))
         model = training.meta_speech_llm(cfg.model, projector, torch.bfloat16, kind)
-        training.trainable_groups(model, *cfg.learning_rate)
+        trained = tuple(cfg.learning_rate)
+        training.trainable_groups(model, *trained)
         sizes = {n: weight_bytes(p) for n, p in model.named_parameters() if not p.requires_grad}
         layers = sum(size for name, size in sizes.items() if ".layers." in name)
-        parts = training.memory_estimate(
-            model, tokens=cfg.max_seq_len, dtype=torch.bfloat16, activation_checkpointing=True
-        )
-        parts["frozen weights"] = sum(sizes.values())
-        cells = (sum(sizes.values()), layers, sum(parts.values()))
+        step = training.predict_memory(cfg, trained, activation_checkpointing=True)
+        cells = (sum(sizes.values()), layers, step.total)
         print(f"| {kind or 'null'} | {' | '.join(f'{n / 2**30:.2f} GiB' for n in cells)} |")
 
 
