@@ -61,9 +61,9 @@ def test_long_text_without_spaces_is_left_to_torchtune(chat):
 
 
 def test_a_header_is_not_changed_by_who_gets_it(chat):
-    header = chat.header_ids("user")
+    header = tuple(chat.header_ids("user"))
     chat.header_ids("user").append(7)
-    assert chat.header_ids("user") == header
+    assert tuple(chat.header_ids("user")) == header
 
 
 def test_the_prompt_is_a_prefix_of_the_sample(chat):
