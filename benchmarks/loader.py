@@ -96,7 +96,9 @@ def loader_of(
         dataset, max_seq_len=options.row, rows_per_step=options.rows_per_step, paired=True
     )
     batches = StepBatches(dataset, seq_len=options.row, rows_per_step=options.rows_per_step)
-    return training.step_loader(plan, batches, steps=steps, num_workers=workers)
+    return training.step_loader(
+        plan, batches, steps=steps, num_workers=workers, device=options.device
+    )
 
 
 def check_equal(dataset: SpeechDataset, options: argparse.Namespace) -> None:
