@@ -104,6 +104,9 @@ def test_every_sample_comes_once_an_epoch(lengths, rows_per_step, block_size, se
         assert sorted(i for step in steps for i in step.samples) == list(range(len(lengths)))
         assert {step.epoch for step in steps} == {epoch}
         assert all(len(step.rows) <= rows_per_step for step in steps)
+        rows = [[lengths[i] for i in row] for step in steps for row in step.rows]
+        assert all(0 < sum(row) <= 64 for row in rows)
+        assert packed or all(len(row) == 1 for row in rows)
 
 
 @pytest.mark.parametrize(("packed", "samples_per_row"), [(True, 8), (False, 1)])
@@ -209,6 +212,7 @@ def test_twin_steps_follow_their_speech_step_with_the_same_samples():
             assert after.source == before.source
             assert sorted(after.samples) == sorted(before.samples)
             assert len(after.rows) <= len(before.rows)
+            assert all(sum(plan.twin_lengths[i] for i in row) <= 64 for row in after.rows)
     assert any(len(step.rows) == 1 for step in steps if step.is_twin)  # packed again, more tightly
 
 
