@@ -30,7 +30,7 @@ ROWS = (512, 4096, 8192)
 ROWS_PER_STEP = (8, 64, 512)
 TWIN_ROWS = (8, 32)  # rows a step
 PROCESSES = ((1, 4), (8, 4), (8, 1))  # and batches of a full step in each
-OLD_BLOCK = 4096  # samples; the same for all sources until blocks were made to hold 50 steps
+OLD_BLOCK = 4096  # samples; the same for all sources until blocks were made to hold 100 steps
 
 
 def main() -> None:
@@ -57,11 +57,11 @@ def main() -> None:
     write_section(options, "plan", {**large, "fill": fills(options), "twins": twin_fills(options)})
 
 
-def drawn_lengths(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths of samples and of their twins: of a data set of at most 100,000, drawn again."""
+def drawn_lengths(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lengths of samples, of their twins, and frames: of at most 100,000 samples, drawn again."""
     few = SyntheticDataset(min(count, 100_000), vocab_size=1920)
     chosen = np.random.default_rng(1).integers(0, len(few), count)
-    return few.lengths[chosen], few.twin_lengths()[chosen]
+    return few.lengths[chosen], few.twin_lengths()[chosen], few.frames[chosen]
 
 
 def new_plan(
@@ -92,7 +92,7 @@ def walk(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
         Seconds, peak memory of this process in GB, and whether all was as it must be.
     """
-    lengths, twin_lengths = drawn_lengths(options.samples)
+    lengths, twin_lengths, _ = drawn_lengths(options.samples)
     size = {"max_seq_len": options.max_seq_len, "rows_per_step": options.rows_per_step}
     seconds = {}
     for name, twins in (("unpaired_seconds", None), ("seconds", twin_lengths)):
@@ -124,7 +124,7 @@ def walk(options: argparse.Namespace) -> dict[str, Any]:
 
 def fills(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Fill per length and number of rows: of speech, of twins, with static shapes."""
-    lengths, twin_lengths = drawn_lengths(options.fill_samples)
+    lengths, twin_lengths, _ = drawn_lengths(options.fill_samples)
     found: dict[str, dict[str, Any]] = {}
     table = []
     for row, rows_per_step in itertools.product(ROWS, ROWS_PER_STEP):
@@ -168,7 +168,7 @@ def epoch_fill(
 
 def twin_fills(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Share of the rows computed with static shapes that holds tokens, empty batches included."""
-    lengths, twin_lengths = drawn_lengths(min(options.fill_samples, 100_000))
+    lengths, twin_lengths, _ = drawn_lengths(min(options.fill_samples, 100_000))
     found = []
     for rows_per_step, (processes, batches) in itertools.product(TWIN_ROWS, PROCESSES):
         plan = new_plan(lengths, twin_lengths, options.max_seq_len, rows_per_step=rows_per_step)

@@ -14,8 +14,8 @@ import numpy as np
 from torchtune_speech.data._pack import pack_best_fit, packed_order
 from torchtune_speech.errors import InputError
 
-# The last step of a block has on average half its rows. This many steps make that one percent.
-STEPS_PER_BLOCK = 50
+# The last step of a block has on average half its rows. This many steps make that half a percent.
+STEPS_PER_BLOCK = 100
 MIN_BLOCK = 4096  # samples: enough to fill rows well
 
 
@@ -99,7 +99,7 @@ class Plan:
             have them.
         packed: fill rows with several samples; otherwise one sample a row.
         block_size: samples shuffled and packed together, at least; a source is cut into equal
-            blocks. Default: 50 steps of the source, and no fewer than 4096 samples.
+            blocks. Default: 100 steps of the source, and no fewer than 4096 samples.
         seed: of the shuffling.
 
     Attributes:
