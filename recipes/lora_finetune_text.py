@@ -137,7 +137,11 @@ class LoRAFinetuneTextRecipe:
         )
         first = self.plan.number
         loader = training.step_loader(
-            self.plan, batches, steps=self.max_steps - first, num_workers=cfg.num_workers
+            self.plan,
+            batches,
+            steps=self.max_steps - first,
+            num_workers=cfg.num_workers,
+            device=process.device,
         )
         log = training.TrainingLog(
             cfg.output_dir,

@@ -50,6 +50,22 @@ def test_answer_and_end_of_turn_are_supervised_and_nothing_else(chat):
     assert sample["id"] == "x"
 
 
+@given(st.text() | st.lists(st.sampled_from(["<|eot_id|>", " ", "a", "\n\n", "中"])).map("".join))
+def test_text_is_encoded_as_torchtune_does(chat, text):
+    assert chat.encode(text) == chat._tokenizer.encode(text, add_bos=False, add_eos=False)
+
+
+def test_long_text_without_spaces_is_left_to_torchtune(chat):
+    text = "a" * 50_001  # in one piece tiktoken would take minutes, and might overflow its stack
+    assert chat.encode(text) == chat._tokenizer.encode(text, add_bos=False, add_eos=False)
+
+
+def test_a_header_is_not_changed_by_who_gets_it(chat):
+    header = tuple(chat.header_ids("user"))
+    chat.header_ids("user").append(7)
+    assert tuple(chat.header_ids("user")) == header
+
+
 def test_the_prompt_is_a_prefix_of_the_sample(chat):
     messages = [turn("user", SPEECH, "\nTranscribe."), turn("assistant", "The doctor waits.")]
     whole = InterleaveSpeech(chat)({"messages": messages, "speech_lengths": [3]})["tokens"]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchtune_speech.data import Plan, Source, fill, pack_best_fit
+from torchtune_speech.data._pack import packed_order
 
 lengths_lists = st.lists(st.integers(1, 64), min_size=1, max_size=200)
 
@@ -39,6 +40,42 @@ def test_packing_leaves_at_most_one_row_half_empty(lengths):
     assert sum(sum(lengths[i] for i in row) <= 32 for row in rows) <= 1
 
 
+@given(lengths_lists, st.integers(64, 200))
+def test_packing_in_groups_gives_the_rows_of_best_fit_decreasing(lengths, capacity):
+    order, ends = packed_order(np.array(lengths), capacity)
+    assert sorted(order.tolist()) == list(range(len(lengths)))
+    rows = [sorted((lengths[i] for i in row), reverse=True) for row in np.split(order, ends)[:-1]]
+    plain = [
+        sorted((lengths[i] for i in row), reverse=True) for row in pack_best_fit(lengths, capacity)
+    ]
+    assert len(rows) == len(plain)
+    assert sum(map(len, rows)) == len(lengths)
+    assert all(0 < sum(row) <= capacity for row in rows)
+    # The same fill of each row, so the same number of rows and the same last one.
+    assert sorted(map(sum, rows)) == sorted(map(sum, plain))
+
+
+@given(st.integers(0, 2**32), st.sampled_from([512, 4096, 8192]))
+@settings(deadline=None, max_examples=10)
+def test_packing_in_groups_gives_the_rows_of_best_fit_decreasing_for_many_samples(seed, capacity):
+    lengths = np.random.default_rng(seed).integers(30, 430, 3000)
+    assert len(packed_order(lengths, capacity)[1]) == len(pack_best_fit(lengths, capacity))
+
+
+@pytest.mark.parametrize("lengths", [[], [64], [1], [64, 64], [1] * 64, [1] * 65, [33, 33]])
+def test_packing_at_the_edges(lengths):
+    _, ends = packed_order(np.array(lengths, dtype=np.int64), 64)
+    assert len(ends) == len(pack_best_fit(lengths, 64))
+    assert (ends[-1] if len(ends) else 0) == len(lengths)
+
+
+def test_a_sample_that_no_row_can_hold_is_refused_in_groups_too():
+    with pytest.raises(ValueError, match="65 tokens"):
+        packed_order(np.array([3, 65]), 64)
+    with pytest.raises(ValueError, match="0 tokens"):
+        packed_order(np.array([3, 0]), 64)
+
+
 def test_packing_fills_rows():
     lengths = np.random.default_rng(0).integers(40, 120, 4000)
     rows = pack_best_fit(lengths.tolist(), 512)
@@ -67,6 +104,42 @@ def test_every_sample_comes_once_an_epoch(lengths, rows_per_step, block_size, se
         assert sorted(i for step in steps for i in step.samples) == list(range(len(lengths)))
         assert {step.epoch for step in steps} == {epoch}
         assert all(len(step.rows) <= rows_per_step for step in steps)
+        rows = [[lengths[i] for i in row] for step in steps for row in step.rows]
+        assert all(0 < sum(row) <= 64 for row in rows)
+        assert packed or all(len(row) == 1 for row in rows)
+
+
+@pytest.mark.parametrize(("packed", "samples_per_row"), [(True, 8), (False, 1)])
+def test_few_rows_are_lost_in_the_last_step_of_a_block(packed, samples_per_row):
+    rows_per_step, n = 64, 60_000
+    lengths = np.random.default_rng(0).integers(24, 41, n)
+    plan = Plan(one_source(n), lengths, max_seq_len=256, rows_per_step=rows_per_step, packed=packed)
+    steps = take_samples(plan, n)
+    short = [step for step in steps if len(step.rows) < rows_per_step]
+    assert 1 <= len(short) <= max(1, n // (100 * rows_per_step * samples_per_row))
+    assert sum(len(step.rows) for step in steps) / (len(steps) * rows_per_step) > 0.98
+    assert {step.epoch for step in steps} == {0}
+
+
+def test_blocks_are_of_equal_size_and_packed_apart():
+    lengths = np.random.default_rng(0).integers(20, 64, 130)
+    options = {"max_seq_len": 64, "rows_per_step": 2, "block_size": 32}
+    plan = Plan(one_source(130), lengths, **options)
+    taken, ends = 0, []
+    for step in take_samples(plan, 130):
+        taken += len(step.samples)
+        if step.state["cursors"]["all"][3] == 0:  # the next step begins a block
+            ends.append(taken)
+    assert ends == [32, 65, 97, 130]
+
+
+def test_a_state_in_a_block_that_is_not_there_is_refused():
+    lengths = np.full(128, 30)
+    options = {"max_seq_len": 64, "rows_per_step": 2}
+    plan = Plan(one_source(128), lengths, block_size=32, **options)
+    state = [next(plan) for _ in range(20)][-1].state
+    with pytest.raises(ValueError, match="block 2 of all, which now has 2"):
+        Plan(one_source(128), lengths, block_size=64, **options).load_state_dict(state)
 
 
 def take_samples(plan, count):
@@ -139,6 +212,7 @@ def test_twin_steps_follow_their_speech_step_with_the_same_samples():
             assert after.source == before.source
             assert sorted(after.samples) == sorted(before.samples)
             assert len(after.rows) <= len(before.rows)
+            assert all(sum(plan.twin_lengths[i] for i in row) <= 64 for row in after.rows)
     assert any(len(step.rows) == 1 for step in steps if step.is_twin)  # packed again, more tightly
 
 

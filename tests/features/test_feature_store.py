@@ -201,6 +201,35 @@ def test_missing_shard_when_reading(store_path):
         store[store.keys()[0]]
 
 
+def _drop_a_frame(tensors):
+    return {key: frames_td[1:].clone() for key, frames_td in tensors.items()}
+
+
+def _other_dtype(tensors):
+    return {key: frames_td.float() for key, frames_td in tensors.items()}
+
+
+def _other_keys(tensors):
+    return {key + "x": frames_td for key, frames_td in tensors.items()}
+
+
+@pytest.mark.parametrize("change", [_drop_a_frame, _other_dtype, _other_keys])
+def test_a_shard_that_does_not_fit_the_index_is_not_read(store_path, change):
+    shard = _shards(store_path)[0]
+    tensors = load_file(shard)
+    save_file(change(tensors), shard)
+    with pytest.raises(InputError, match=f"{shard.name}: cannot read .* torchtune-speech verify"):
+        FeatureStore(store_path)[next(iter(tensors))]
+
+
+def test_a_truncated_shard_is_not_read(store_path):
+    shard = _shards(store_path)[0]
+    key = next(iter(load_file(shard)))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(InputError, match="torchtune-speech verify"):
+        FeatureStore(store_path)[key]
+
+
 def test_check_fingerprint_names_the_fields():
     check_fingerprint(FINGERPRINT, dict(FINGERPRINT), "store")
     other = {**FINGERPRINT, "layer": 23, "weights": None}

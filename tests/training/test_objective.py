@@ -236,6 +236,20 @@ def test_a_rank_without_speech_gets_empty_speech_tensors(world):
     assert StepBatches(dataset, rank=1, world_size=2)[only_text][0]["frames"] is None
 
 
+def test_frames_in_bf16_are_cast_exactly(world):
+    model, dataset = world
+    batches = StepBatches(dataset)[first_step(dataset)]
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        cast = [
+            b if b["frames"] is None else {**b, "frames": b["frames"].bfloat16().to(dtype)}
+            for b in batches
+        ]
+        losses, gradient = loss_and_gradient(model, cast, ctc_weight=0.3)
+        found.append((losses.loss, losses.ctc, gradient))
+    assert found[0][:2] == found[1][:2] and torch.equal(found[0][2], found[1][2])
+
+
 def test_a_text_step_leaves_the_projector_without_gradient(world):
     model, dataset = world
     step = dataclasses.replace(first_step(dataset), is_twin=True)

@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,11 +22,11 @@ class Batch(TypedDict):
     ``tokens``, ``labels``, ``input_pos`` and ``document_ids`` are ``[b, s]``; ``labels`` holds the
     next token where it is supervised and -100 elsewhere; ``select`` ``[m]`` holds the flat
     positions of the supervised ones; ``input_pos`` restarts in each sample; ``document_ids``
-    counts the samples of a row from 1, 0 is padding. ``frames`` ``[t, d]`` holds
-    all utterances one after the other, ``frame_lengths`` ``[u]`` their lengths, ``speech_index``
-    ``[n]`` the flat positions of the placeholders in the same order; the three are None in a step
-    without speech. ``ctc_targets`` and ``ctc_target_lengths`` ``[u]`` are the labels of the
-    utterances.
+    counts the samples of a row from 1, 0 is padding. ``frames`` ``[t, d]`` holds all utterances one
+    after the other, in the dtype of the store; ``frame_lengths`` ``[u]`` their lengths,
+    ``speech_index`` ``[n]`` the flat positions of the placeholders in the same order; the three are
+    None in a step without speech. ``ctc_targets`` and ``ctc_target_lengths`` ``[u]`` are the labels
+    of the utterances.
     """
 
     tokens: Tensor
@@ -68,28 +69,25 @@ def collate_rows(
     if seq_len is None:
         seq_len = max((sum(len(item["tokens"]) for item in row) for row in rows), default=0) or 1
     shape = (max(len(rows), num_rows or 1), seq_len)
-    tokens, labels = torch.full(shape, pad_id), torch.full(shape, IGNORE_INDEX)
-    input_pos, document_ids = (
-        torch.zeros(shape, dtype=torch.long),
-        torch.zeros(shape, dtype=torch.long),
-    )
+    tokens, labels = np.full(shape, pad_id), np.full(shape, IGNORE_INDEX)
+    input_pos, document_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     for r, row in enumerate(rows):
         start = 0
         for number, item in enumerate(row, 1):
             end = start + len(item["tokens"])
-            tokens[r, start:end] = torch.tensor(item["tokens"])
-            labels[r, start:end] = torch.tensor(item["labels"])
-            input_pos[r, start:end] = torch.arange(end - start)
+            tokens[r, start:end] = item["tokens"]
+            labels[r, start:end] = item["labels"]
+            input_pos[r, start:end] = np.arange(end - start)
             document_ids[r, start:end] = number
             start = end
     items = [item for row in rows for item in row]
     batch = Batch(
-        tokens=tokens,
-        labels=labels,
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
         # Here, where it is on the CPU: on a GPU it would have to be waited for.
-        select=(labels.flatten() != IGNORE_INDEX).nonzero().flatten(),
-        input_pos=input_pos,
-        document_ids=document_ids,
+        select=torch.from_numpy(np.flatnonzero(labels != IGNORE_INDEX)),
+        input_pos=torch.from_numpy(input_pos),
+        document_ids=torch.from_numpy(document_ids),
         frames=None,
         frame_lengths=None,
         speech_index=None,
@@ -103,14 +101,18 @@ def collate_rows(
 
 
 def _speech_tensors(
-    items: Sequence[Mapping[str, Any]], tokens: Tensor, placeholder_id: int, frame_dim: int | None
+    items: Sequence[Mapping[str, Any]],
+    tokens: np.ndarray,
+    placeholder_id: int,
+    frame_dim: int | None,
 ) -> dict[str, Tensor]:
     frames = [f for item in items for f in item["frames"]]
     targets = [t for item in items for t in item["ctc"]]
     return {
-        "frames": torch.cat(frames).float() if frames else torch.zeros(0, frame_dim),
+        # In the dtype of the store: the projector casts them, and bf16 is half as much to move.
+        "frames": torch.cat(frames) if frames else torch.zeros(0, frame_dim),
         "frame_lengths": torch.tensor([len(f) for f in frames], dtype=torch.long),
-        "speech_index": (tokens.flatten() == placeholder_id).nonzero().flatten(),
+        "speech_index": torch.from_numpy(np.flatnonzero(tokens == placeholder_id)),
         "ctc_targets": torch.tensor(
             [label for target in targets for label in target], dtype=torch.long
         ),

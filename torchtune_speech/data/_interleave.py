@@ -7,6 +7,7 @@ from typing import Any
 from torchtune.data import Message
 from torchtune.models.llama3 import Llama3Tokenizer
 from torchtune.modules.transforms import Transform
+from torchtune.modules.transforms.tokenizers._tiktoken import MAX_NO_WHITESPACE_CHARS
 
 IGNORE_INDEX = -100
 
@@ -32,15 +33,23 @@ class Llama3ChatFormat:
         self.placeholder_id = tokenizer.special_tokens["<|reserved_special_token_0|>"]
         self.special_ids = frozenset(tokenizer.special_tokens.values())
         self.vocab_size = tokenizer.base_vocab_size + len(self.special_ids)
+        self._headers: dict[str, list[int]] = {}  # role -> token ids; every sample asks for them
 
     def header_ids(self, role: str) -> list[int]:
         """Token ids that open a turn of this role."""
-        t = self._tokenizer
-        return [t.start_header_id, *self.encode(role), t.end_header_id, *self.encode("\n\n")]
+        if role not in self._headers:
+            t = self._tokenizer
+            opening = [t.start_header_id, *self.encode(role), t.end_header_id]
+            self._headers[role] = [*opening, *self.encode("\n\n")]
+        return list(self._headers[role])
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; what looks like a special token stays text."""
-        return self._tokenizer.encode(text, add_bos=False, add_eos=False)
+        if len(text) > MAX_NO_WHITESPACE_CHARS:
+            return self._tokenizer.encode(text, add_bos=False, add_eos=False)
+        # The same ids: torchtune looks at each character, in case a text is so long that tiktoken
+        # would be slow, which takes most of the time.
+        return self._tokenizer.tt_model.tt_model.encode_ordinary(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are dropped by id, not by what they look like."""

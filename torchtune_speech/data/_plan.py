@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from torchtune_speech.data._pack import pack_best_fit
+from torchtune_speech.data._pack import pack_best_fit, packed_order
 from torchtune_speech.errors import InputError
+
+# The last step of a block has on average half its rows. This many steps make that half a percent.
+STEPS_PER_BLOCK = 100
+MIN_BLOCK = 4096  # samples: enough to fill rows well
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +62,26 @@ class Step:
         return [i for row in self.rows for i in row]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Block:
+    """Samples shuffled and packed together: row ``r`` is ``samples[ends[r - 1] : ends[r]]``."""
+
+    samples: np.ndarray
+    ends: np.ndarray
+    rows_per_step: int
+
+    def __len__(self) -> int:
+        return -(-len(self.ends) // self.rows_per_step)
+
+    def rows(self, step: int) -> tuple[tuple[int, ...], ...]:
+        """Sample numbers of one step, row by row."""
+        first = step * self.rows_per_step
+        start = int(self.ends[first - 1]) if first else 0
+        ends = self.ends[first : first + self.rows_per_step]
+        samples, stops = self.samples[start : ends[-1]].tolist(), (ends - start).tolist()
+        return tuple(tuple(samples[a:b]) for a, b in zip([0, *stops], stops, strict=False))
+
+
 class Plan:
     """An endless, resumable sequence of steps.
 
@@ -74,7 +98,8 @@ class Plan:
         paired: follow each speech step by a step with its samples' text twins, where they
             have them.
         packed: fill rows with several samples; otherwise one sample a row.
-        block_size: samples shuffled and packed together. Default 4096.
+        block_size: samples shuffled and packed together, at least; a source is cut into equal
+            blocks. Default: 100 steps of the source, and no fewer than 4096 samples.
         seed: of the shuffling.
 
     Attributes:
@@ -98,14 +123,14 @@ class Plan:
         twin_lengths: np.ndarray | None = None,
         paired: bool = False,
         packed: bool = True,
-        block_size: int = 4096,
+        block_size: int | None = None,
         seed: int = 0,
     ) -> None:
         self.sources = [s for s in sources if len(s.samples) and s.weight > 0]
         if not self.sources:
             raise InputError("dataset: the plan has nothing to draw from; give it samples")
         total = sum(s.weight for s in self.sources)
-        self._weights = np.array([s.weight / total for s in self.sources])
+        self._weights = [s.weight / total for s in self.sources]
         self.twin_lengths = twin_lengths if twin_lengths is not None else np.zeros_like(lengths)
         # Twins share their samples' rows, so a row must have room for whichever is longer.
         self._lengths = np.maximum(lengths, self.twin_lengths) if paired else lengths
@@ -114,7 +139,8 @@ class Plan:
         speech = sum(len(s.samples) for s in self.sources if s.is_speech)
         self.epoch_size = speech or sum(len(s.samples) for s in self.sources)
         self._count_speech_only = speech > 0
-        self._blocks: dict[tuple[int, int, int], list[tuple[tuple[int, ...], ...]]] = {}
+        self._num_blocks = [self._count_blocks(s.samples) for s in self.sources]
+        self._blocks: dict[tuple[int, int, int], _Block] = {}
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # source -> (pass, shuffled samples)
         self.number = 0
         self._drawn = 0  # samples that count towards the epoch
@@ -128,14 +154,14 @@ class Plan:
         epoch = self._drawn // self.epoch_size
         if self._twin_of is not None:
             source, *place = self._twin_of
-            rows, is_twin = self._twin_rows(self._block(source, *place[:2])[place[2]]), True
+            rows, is_twin = self._twin_rows(self._block(source, *place[:2]).rows(place[2])), True
             self._twin_of = None
         else:
             source = self._choose()
             rows, is_twin = self._draw(source), False
-        step = Step(self.number, epoch, self.sources[source].name, rows, is_twin, {})
-        self.number += 1
-        return dataclasses.replace(step, state=self.state_dict())
+        number, self.number = self.number, self.number + 1
+        name = self.sources[source].name
+        return Step(number, epoch, name, rows, is_twin, state=self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Where the plan stands: JSON data whose size does not grow with the data."""
@@ -153,7 +179,7 @@ class Plan:
             state: what ``state_dict`` gave.
 
         Raises:
-            InputError: if it belongs to a plan with other sources.
+            InputError: if it belongs to a plan with other sources, or with more blocks.
         """
         names = {s.name for s in self.sources}
         if set(state["cursors"]) != names:
@@ -161,6 +187,13 @@ class Plan:
                 f"resume: the saved plan drew from {sorted(state['cursors'])}, "
                 f"this one from {sorted(names)}; go on with the data and mixture of the run"
             )
+        for source, count in zip(self.sources, self._num_blocks, strict=True):
+            if state["cursors"][source.name][2] >= count:
+                raise InputError(
+                    f"resume: the saved plan stood in block {state['cursors'][source.name][2]} of "
+                    f"{source.name}, which now has {count}: other data, or another version of "
+                    "torchtune_speech; go on with those of the run, or start a new one"
+                )
         self.number, self._drawn = state["number"], state["drawn"]
         self._twin_of = tuple(state["twin_of"]) if state["twin_of"] else None
         self._cursors = [list(state["cursors"][s.name]) for s in self.sources]
@@ -188,34 +221,37 @@ class Plan:
         return next(step.number for step in fresh if step.epoch >= epochs)
 
     def _choose(self) -> int:
-        draws = np.array([c[0] for c in self._cursors])
-        deficit = self._weights * (draws.sum() + 1) - draws
-        return int(np.argmax(deficit))
+        draws = [cursor[0] for cursor in self._cursors]
+        total = sum(draws) + 1
+        deficits = [w * total - d for w, d in zip(self._weights, draws, strict=True)]
+        return deficits.index(max(deficits))
 
     def _draw(self, source: int) -> tuple[tuple[int, ...], ...]:
-        _, pass_, block, offset = self._cursors[source]
-        steps = self._block(source, pass_, block)
-        rows = steps[offset]
+        draws, pass_, block, offset = self._cursors[source]
+        packed = self._block(source, pass_, block)
+        rows = packed.rows(offset)
         if self.sources[source].is_speech or not self._count_speech_only:
             self._drawn += sum(len(row) for row in rows)
-        if self.paired and any(self.twin_lengths[i] for row in rows for i in row):
+        if self.paired and self.twin_lengths[[i for row in rows for i in row]].any():
             self._twin_of = (source, pass_, block, offset)
-        self._cursors[source] = [
-            self._cursors[source][0] + 1,
-            *self._next(source, pass_, block, offset, len(steps)),
-        ]
+        if offset + 1 < len(packed):
+            following = [pass_, block, offset + 1]
+        elif block + 1 < self._num_blocks[source]:
+            following = [pass_, block + 1, 0]
+        else:
+            following = [pass_ + 1, 0, 0]
+        self._cursors[source] = [draws + 1, *following]
         return rows
 
-    def _next(
-        self, source: int, pass_: int, block: int, offset: int, steps: int
-    ) -> tuple[int, int, int]:
-        if offset + 1 < steps:
-            return pass_, block, offset + 1
-        if (block + 1) * self.block_size < len(self.sources[source].samples):
-            return pass_, block + 1, 0
-        return pass_ + 1, 0, 0
+    def _count_blocks(self, samples: np.ndarray) -> int:
+        """Equal blocks: a small last one would have few steps, and one of them not full."""
+        size = self.block_size
+        if size is None:
+            per_row = self.max_seq_len / self._lengths[samples].mean() if self.packed else 1
+            size = max(MIN_BLOCK, STEPS_PER_BLOCK * self.rows_per_step * per_row)
+        return max(1, int(len(samples) / size))
 
-    def _block(self, source: int, pass_: int, block: int) -> list[tuple[tuple[int, ...], ...]]:
+    def _block(self, source: int, pass_: int, block: int) -> _Block:
         key = (source, pass_, block)
         if key not in self._blocks:
             # Only the block in use (and the one a twin step still points to) is kept.
@@ -227,22 +263,23 @@ class Plan:
             self._blocks[key] = self._pack_block(source, pass_, block)
         return self._blocks[key]
 
-    def _pack_block(self, source: int, pass_: int, block: int) -> list[tuple[tuple[int, ...], ...]]:
+    def _pack_block(self, source: int, pass_: int, block: int) -> _Block:
         name = zlib.crc32(self.sources[source].name.encode())
         if self._orders.get(source, (None,))[0] != pass_:
             shuffle = np.random.default_rng([self.seed, name, pass_])
             self._orders[source] = (pass_, shuffle.permutation(self.sources[source].samples))
-        chosen = self._orders[source][1][block * self.block_size : (block + 1) * self.block_size]
+        order, count = self._orders[source][1], self._num_blocks[source]
+        chosen = order[block * len(order) // count : (block + 1) * len(order) // count]
         if self.packed:
-            rows = pack_best_fit(self._lengths[chosen].tolist(), self.max_seq_len)
+            by_row, ends = packed_order(self._lengths[chosen], self.max_seq_len)
         else:
-            rows = [[i] for i in range(len(chosen))]
+            by_row, ends = np.arange(len(chosen)), np.arange(1, len(chosen) + 1)
         # Best fit orders rows by length: shuffle them, or early steps would hold the long samples.
-        shuffled = np.random.default_rng([self.seed, name, pass_, block]).permutation(len(rows))
-        rows = [tuple(int(chosen[i]) for i in rows[r]) for r in shuffled]
-        return [
-            tuple(rows[i : i + self.rows_per_step]) for i in range(0, len(rows), self.rows_per_step)
-        ]
+        shuffled = np.random.default_rng([self.seed, name, pass_, block]).permutation(len(ends))
+        counts = np.diff(ends, prepend=0)
+        row_of = np.repeat(np.argsort(shuffled), counts)  # new place of each sample's row
+        by_row = by_row[np.argsort(row_of, kind="stable")]
+        return _Block(chosen[by_row], np.cumsum(counts[shuffled]), self.rows_per_step)
 
     def _twin_rows(self, rows: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
         """Twins are shorter than speech: pack them again, into as few rows as they need."""

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchtune_speech.modules._packing import pad_packed
+from torchtune_speech.modules._transfer import copy_to_device
 
 
 def ctc_loss_sum(
@@ -22,7 +23,8 @@ def ctc_loss_sum(
 
     Args:
         logits_nv: unnormalised scores, packed, ``[n, v]``; computed in fp32.
-        lengths_u: vectors of each utterance, ``[u]``, adding up to ``n``.
+        lengths_u: vectors of each utterance, ``[u]``, adding up to ``n``. Kept on the CPU, like
+            ``target_lengths``, it spares a GPU a synchronisation.
         targets_flat: symbols of all targets, concatenated; none may be the blank.
         target_lengths: symbols of each target, ``[u]``; 0 where the transcript is not known.
         blank: id of the blank.
@@ -37,9 +39,8 @@ def ctc_loss_sum(
     if lengths_u.numel() == 0:  # logits may be there: of a dummy frame that keeps FSDP in step
         return 0.0 * logits_nv.float().sum(), torch.zeros((), dtype=torch.long, device=device)
     padded, _ = pad_packed(logits_nv.float().log_softmax(-1), lengths_u)
-    lengths_u, targets_flat = lengths_u.to(device), targets_flat.to(device)
-    target_lengths = target_lengths.to(device)
-    losses_u = F.ctc_loss(
+    targets_flat = copy_to_device(targets_flat, device)
+    losses_u = F.ctc_loss(  # reads the lengths on the CPU, wherever they are
         padded.transpose(0, 1),
         targets_flat,
         lengths_u,
@@ -48,6 +49,8 @@ def ctc_loss_sum(
         reduction="none",
         zero_infinity=True,
     )
+    lengths_u = copy_to_device(lengths_u, device)
+    target_lengths = copy_to_device(target_lengths, device)
     possible_u = ctc_possible(lengths_u, targets_flat, target_lengths)
     return torch.where(possible_u, losses_u, 0.0).sum(), possible_u.sum()
 
@@ -96,8 +99,8 @@ def ctc_greedy(logits_nv: Tensor, lengths_u: Tensor, blank: int = 0) -> list[lis
         >>> ctc_greedy(logits, torch.tensor([4, 3]))
         [[1, 1], [2, 1]]
     """
-    lengths_u = lengths_u.to(logits_nv.device)
-    symbols_n = logits_nv.argmax(-1)
+    # The result is read on the CPU: one copy, then nothing waits for the device again.
+    symbols_n, lengths_u = logits_nv.argmax(-1).cpu(), lengths_u.cpu()
     utterance_n = torch.repeat_interleave(lengths_u, output_size=len(symbols_n))
     keep_n = symbols_n != blank
     keep_n[1:] &= (symbols_n[1:] != symbols_n[:-1]) | (utterance_n[1:] != utterance_n[:-1])

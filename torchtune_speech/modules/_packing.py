@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from torchtune_speech.modules._transfer import copy_to_device
+
 Frames = TypeVar("Frames", int, Tensor)
 
 
@@ -35,11 +37,12 @@ def pad_packed(
     if max_length is None:
         max_length = int(lengths_u.max()) if lengths_u.numel() else 0
     num_utterances, (num_frames, dim) = lengths_u.numel(), frames_td.shape
-    index_t = _padded_index(lengths_u, max_length, num_frames).to(frames_td.device)
+    index_t = _padded_index(lengths_u, max_length, num_frames)
+    index_t = copy_to_device(index_t, frames_td.device)
     flat = frames_td.new_zeros(num_utterances * max_length, dim)
     padded_uld = flat.index_copy(0, index_t, frames_td).view(num_utterances, max_length, dim)
     mask_ul = torch.arange(max_length, device=lengths_u.device) < lengths_u[:, None]
-    return padded_uld, mask_ul.to(frames_td.device)
+    return padded_uld, copy_to_device(mask_ul, frames_td.device)
 
 
 def _padded_index(lengths_u: Tensor, max_length: int, num_frames: int) -> Tensor:
@@ -78,7 +81,7 @@ def stack_packed(frames_td: Tensor, lengths_u: Tensor, stack: int) -> Tensor:
     shift_t = torch.repeat_interleave(shift_u, lengths_u, output_size=num_frames)
     index_t = torch.arange(num_frames, device=lengths_u.device) + shift_t
     rooms = frames_td.new_zeros(num_rooms, dim)
-    rooms = rooms.index_copy(0, index_t.to(frames_td.device), frames_td)
+    rooms = rooms.index_copy(0, copy_to_device(index_t, frames_td.device), frames_td)
     return rooms.view(num_rooms // stack, stack * dim)
 
 
@@ -179,13 +182,16 @@ class Packing:
             real = torch.cat([mask.flatten() for mask in masks])
             unpad_index = torch.empty_like(positions_t)
             unpad_index[pad_index[real]] = real.nonzero().squeeze(1)
-            pad_index, unpad_index = pad_index.to(device), unpad_index.to(device)
+            pad_index = copy_to_device(pad_index, device)
+            unpad_index = copy_to_device(unpad_index, device)
         return cls(
             lengths_u=lengths_u,
-            positions_t=positions_t.to(device),
-            utterance_t=utterance_t.to(device),
+            positions_t=copy_to_device(positions_t, device),
+            utterance_t=copy_to_device(utterance_t, device),
             shapes=tuple(tuple(mask.shape) for mask in masks),
-            masks=tuple(None if m.all() else m[:, None, None].to(device) for m in masks),
+            masks=tuple(
+                None if m.all() else copy_to_device(m[:, None, None], device) for m in masks
+            ),
             pad_index=pad_index,
             unpad_index=unpad_index,
         )

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from torchtune_speech.data import Batch, Plan, SpeechDataset, Step, StepBatches, plan_sources
@@ -97,7 +98,12 @@ def _ignore_sigterm(worker: int) -> None:
 
 
 def step_loader(
-    plan: Plan, batches: StepBatches, *, steps: int, num_workers: int = 0
+    plan: Plan,
+    batches: StepBatches,
+    *,
+    steps: int,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
 ) -> DataLoader:
     """Steps with their batches, prepared ahead by worker processes.
 
@@ -109,9 +115,11 @@ def step_loader(
         batches: makes the batches of a step.
         steps: how many steps to take.
         num_workers: worker processes; 0 prepares batches in this process.
+        device: where the batches go. For a GPU they come in pinned memory: only from there are
+            they copied while the host goes on.
 
     Returns:
-        A loader of ``(step, batches)``.
+        A loader of ``(step, batches)``, on the CPU.
     """
     return DataLoader(
         _StepsWithBatches(batches),
@@ -121,4 +129,5 @@ def step_loader(
         collate_fn=_as_is,
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=_ignore_sigterm,
+        pin_memory=torch.device(device).type == "cuda",
     )
