@@ -47,6 +47,7 @@ KEYS = {
     "seed": "of initial values, shuffling, dropout and augmentation",
     "compile": "compile the decoder's layers; rows then have a fixed length",
     "activation_checkpointing": "recompute layers in the backward pass: true, false or auto",
+    "shard_llm": "split the frozen LLM over the processes; false: each holds it whole, if it fits",
     "num_workers": "processes that prepare batches; 0 prepares them in the training process",
     "metric_logger": "component: a torchtune metric logger besides metrics.jsonl; null for none",
     "dry_run": "print parameters, memory and the first steps of the plan; load nothing",
@@ -109,6 +110,7 @@ class LoRAFinetuneTextRecipe:
                 cfg.activation_checkpointing, cfg, TRAINED, self.process
             ),
             compile=cfg.compile,
+            shard_llm=cfg.shard_llm,
         )
         self.groups = training.trainable_groups(self.model, *TRAINED)
         training.check_space(cfg, self.groups, self.max_steps)

@@ -147,11 +147,17 @@ def test_generate_and_score(stages, run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "name"), [("lora_finetune_text", "B"), ("multimodal_fuse", "C")]
+    ("recipe", "name", "shard_llm"),
+    [
+        ("lora_finetune_text", "B", True),
+        ("multimodal_fuse", "C", True),
+        ("multimodal_fuse", "C", False),
+    ],
 )
-def test_two_processes_take_the_steps_of_one(stages, tune_run, recipe, name):
-    out = stages / f"{name}-two"
+def test_two_processes_take_the_steps_of_one(stages, tune_run, recipe, name, shard_llm):
+    out = stages / f"{name}-two-{shard_llm}"
     extra = [f"output_dir={out}", "gradient_accumulation_steps=2", "eval_samples=2"]
+    extra += [f"shard_llm={shard_llm}"]
     run_ok(
         tune_run,
         "--nproc_per_node",

@@ -154,6 +154,11 @@ def test_processes_share_weights_and_gather_some():
     projector = sum(p.nbytes for p in model.projector.parameters())
     # The projector with its gradients.
     assert shared.parts["gathered for use"] == 2 * layer + tables + 2 * projector
+    cfg = make_config("projector", rows_per_step=8, shard_llm=False)
+    whole = predict(cfg, "projector", world_size=8)
+    assert whole.parts["frozen weights"] == alone.parts["frozen weights"]
+    assert whole.parts["gradients"] == shared.parts["gradients"]
+    assert whole.parts["gathered for use"] == 2 * projector
 
 
 @pytest.mark.parametrize("stack", [1, 3])

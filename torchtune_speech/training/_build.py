@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -89,6 +90,7 @@ def build_speech_llm(
     activation_checkpointing: bool = False,
     compile: bool = False,
     shard: bool = True,
+    shard_llm: bool = True,
 ) -> SpeechLLM:
     """Build the model, load the LLM, and shard it when there are several processes.
 
@@ -106,7 +108,9 @@ def build_speech_llm(
         activation_checkpointing: recompute the decoder's layers in the backward pass.
         compile: compile the decoder's layers; see :func:`compile_layers`.
         shard: split the weights over the processes; False gives each the whole model.
-            Quantised weights are whole in each process either way.
+        shard_llm: split the frozen LLM too; False holds it whole in each process, which needs not
+            gather it at each use, and splits projector and LoRA alone. Quantised weights are whole
+            in each process either way.
 
     Returns:
         The model on the process's device, everything frozen.
@@ -139,7 +143,10 @@ def build_speech_llm(
         compile_layers(built)
     if quantize is not None:
         _load_quantized(built, weights, process, quantize)
-    _load(built, weights, process, shard and process.world_size > 1)
+    shard = shard and process.world_size > 1
+    if shard and not shard_llm:
+        _load_whole(built, weights, process, _frozen_names(built))
+    _load(built, weights, process, shard)
     return built.requires_grad_(False)
 
 
@@ -207,18 +214,36 @@ def _load_quantized(
     model.load_state_dict(moved, strict=False, assign=True)
 
 
+def _frozen_names(model: SpeechLLM) -> set[str]:
+    """What no recipe trains: the LLM without LoRA."""
+    adapter = {id(p) for p in get_adapter_params(model.decoder).values()}
+    return {
+        name
+        for name, p in model.state_dict(keep_vars=True).items()
+        if name.startswith("decoder.") and id(p) not in adapter
+    }
+
+
+def _load_whole(
+    model: SpeechLLM, weights: dict[str, Tensor], process: Process, names: Iterable[str]
+) -> None:
+    """Move weights to the device as they are; each is taken out of ``weights``."""
+    dtypes = {name: p.dtype for name, p in model.state_dict().items()}
+    moved = {
+        name: weights.pop(name).to(process.device, dtypes[name])
+        for name in names
+        if name in weights
+    }
+    model.load_state_dict(moved, strict=False, assign=True)
+
+
 def _load(model: SpeechLLM, weights: dict[str, Tensor], process: Process, shard: bool) -> None:
     """Fill what is meta; rotary caches, which no checkpoint holds, are computed afresh."""
     if shard:
         _shard(model)
         training.load_from_full_model_state_dict(model, weights, process.device, strict=False)
     else:
-        wanted = {name: p.dtype for name, p in model.state_dict().items() if name in weights}
-        model.load_state_dict(
-            {name: weights[name].to(process.device, dtype) for name, dtype in wanted.items()},
-            strict=False,
-            assign=True,
-        )
+        _load_whole(model, weights, process, list(model.state_dict()))
     with training.set_default_dtype(torch.float32), process.device:
         for module in model.modules():
             if hasattr(module, "rope_init"):
@@ -226,11 +251,11 @@ def _load(model: SpeechLLM, weights: dict[str, Tensor], process: Process, shard:
 
 
 def _shard(model: SpeechLLM) -> None:
-    """Split layers, projector and the rest over the processes, without the quantised weights.
+    """Split layers, projector and the rest over the processes, but for weights that are there.
 
-    Those are a quarter or half of the size, and need not be gathered at each use.
+    These are quantised, or are to be whole in each process, and need not be gathered at each use.
     """
-    whole = {p for p in model.parameters() if is_quantized(p)}
+    whole = {p for p in model.parameters() if not p.is_meta}
     # The layer with its wrapper for recomputation: decoding asks the layer for its weights.
     for part in (*model.decoder.layers, model.projector, model):
         if part is not None:

@@ -82,6 +82,7 @@ def predict_memory(
 
     Of several processes, each holds its share of weights, gradients and state; two layers at a
     time, and what is in no layer (embeddings, output layer, projector), are gathered for use.
+    Quantised weights, and with ``shard_llm: false`` all frozen ones, are whole in each.
 
     Args:
         cfg: configuration of a training recipe.
@@ -118,7 +119,8 @@ def predict_memory(
         }
     phase = max(found, key=lambda name: sum(found[name].values()))
     trainable_groups(whole, *trained)
-    return StepMemory(_shared(found[phase], whole, world_size), phase)
+    shard_llm = cfg.get("shard_llm", True)
+    return StepMemory(_shared(found[phase], whole, world_size, shard_llm), phase)
 
 
 def planned_batch(cfg: DictConfig, projector: nn.Module | None, world_size: int = 1) -> Batch:
@@ -425,25 +427,27 @@ def _optimizer_with_state(
     return optimizer
 
 
-def _shared(parts: Parts, model: SpeechLLM, world_size: int) -> Parts:
+def _shared(parts: Parts, model: SpeechLLM, world_size: int, shard_llm: bool) -> Parts:
     """What one of several processes holds of it, and what it gathers."""
     if world_size == 1:
         return parts
-    layers = [sum(_split_bytes(p) for p in layer.parameters()) for layer in model.decoder.layers]
-    outside = sum(_split_bytes(p) for p in model.parameters()) - sum(layers)
+
+    def is_split(p: Tensor) -> bool:
+        return not is_quantized(p) and (shard_llm or p.requires_grad)
+
+    def split_bytes(module: nn.Module) -> int:
+        return sum(p.nbytes for p in module.parameters() if is_split(p))
+
+    layers = [split_bytes(layer) for layer in model.decoder.layers]
+    outside = split_bytes(model) - sum(layers)
     gradients = sum(p.nbytes for p in _projector_parameters(model) if p.requires_grad)
     shared = {
         part: size if part == ACTIVATIONS else -(-size // world_size)
         for part, size in parts.items()
     }
-    whole = sum(weight_bytes(p) for p in model.parameters() if is_quantized(p))
+    whole = sum(weight_bytes(p) for p in model.parameters() if not is_split(p))
     shared[FROZEN] = whole + -(-(parts[FROZEN] - whole) // world_size)
     return shared | {GATHERED: 2 * max(layers) + outside + gradients}
-
-
-def _split_bytes(weight: Tensor) -> int:
-    """Bytes of a weight that is split over processes; quantised ones are whole in each."""
-    return 0 if is_quantized(weight) else weight.nbytes
 
 
 def _projector_parameters(model: SpeechLLM) -> list[Tensor]:
