@@ -212,3 +212,11 @@ def test_meta_device_without_the_model_has_the_shape_of_the_large_one():
     parameters = list(encoder.parameters())
     assert encoder.dim == 1024 and all(p.is_meta and p.dtype == torch.bfloat16 for p in parameters)
     assert 550e6 < sum(p.numel() for p in parameters) < 650e6
+
+
+def test_other_positions_are_refused(folder, tmp_path):
+    copy = _copy(folder, tmp_path)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"position_embeddings_type": "rotary"}))
+    with pytest.raises(InputError, match="position_embeddings_type is 'rotary'"):
+        seamless_m4t_v2_encoder(copy, layer=1)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from torchtune_speech.encoders._conformer import Conformer, FeatureProjection
 from torchtune_speech.encoders._filter_bank import FilterBankEncoder
 from torchtune_speech.errors import InputError
 
@@ -89,8 +90,8 @@ class SeamlessM4TV2Encoder(nn.Module):
         features = self.filter_bank([waveforms[number] for number in batch])
         lengths = torch.tensor([len(f) for f in features], device=features[0].device)
         padded = pad_sequence(features, batch_first=True)
-        mask = torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]
-        hidden = self.encoder(self.feature_projection(padded), attention_mask=mask)
+        padding = any(len(f) < padded.shape[1] for f in features)
+        hidden = self.encoder(self.feature_projection(padded), lengths if padding else None)
         # Copies, so that one long utterance does not keep the whole batch in memory.
         return {n: h[: len(f)].clone() for n, h, f in zip(batch, hidden, features, strict=True)}
 
@@ -129,24 +130,14 @@ def seamless_m4t_v2_encoder(
         >>> encoder([load_audio("talk.wav")])[0].shape
         torch.Size([149, 1024])
     """
-    # Slow to import, and not needed by those who use the filter bank.
-    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import (
-        SeamlessM4Tv2SpeechEncoder,
-    )
-
     path = os.fspath(path)
     device = torch.device(device)
     config = _load_config(path, large_if_absent=device.type == "meta")
     last = config.speech_encoder_layers
     if not 1 <= layer <= last:
         raise InputError(f"{path}: layer is {layer}; the speech encoder has layers 1 to {last}")
-    config.speech_encoder_layers = layer
-    config.add_adapter = False
     with torch.device("meta"):
-        model = SeamlessM4Tv2SpeechEncoder(config)
-    modules = nn.ModuleDict(
-        {"feature_projection": model.feature_projection, "encoder": model.encoder}
-    )
+        modules = nn.ModuleDict(_build(config, layer))
     if layer < last:
         modules["encoder"].layer_norm = nn.Identity()
     if device.type == "meta":
@@ -166,6 +157,29 @@ def seamless_m4t_v2_encoder(
     return SeamlessM4TV2Encoder(
         modules["feature_projection"], modules["encoder"], fingerprint, max_batch_seconds
     )
+
+
+def _build(config: Any, num_layers: int) -> dict[str, nn.Module]:
+    """Projection and stack as a Hugging Face configuration has them."""
+    from transformers.activations import ACT2FN
+
+    projection = FeatureProjection(
+        config.feature_projection_input_dim, config.hidden_size, config.layer_norm_eps
+    )
+    encoder = Conformer(
+        num_layers=num_layers,
+        dim=config.hidden_size,
+        num_heads=config.speech_encoder_attention_heads,
+        ffn_dim=config.speech_encoder_intermediate_size,
+        kernel_size=config.conv_depthwise_kernel_size,
+        left_max=config.left_max_position_embeddings,
+        right_max=config.right_max_position_embeddings,
+        activation=ACT2FN[config.speech_encoder_hidden_act],
+        norm_eps=config.layer_norm_eps,
+        chunk_size=config.speech_encoder_chunk_size,
+        left_chunks=config.speech_encoder_left_chunk_num,
+    )
+    return {"feature_projection": projection, "encoder": encoder}
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -233,6 +247,11 @@ def _load_config(path: str, large_if_absent: bool) -> Any:
         raise InputError(
             f"{file}: feature_projection_input_dim is {config.feature_projection_input_dim}; the "
             "filter bank gives 160"
+        )
+    if config.position_embeddings_type != "relative_key":
+        raise InputError(
+            f"{file}: position_embeddings_type is {config.position_embeddings_type!r}; this "
+            "encoder computes relative_key"
         )
     return config
 
