@@ -212,14 +212,13 @@ class ExtractFeaturesRecipe:
         seconds = 0.0
         with writer, self._progress(sum(job.seconds for job in jobs)) as progress:
             for batch, waveforms in self._load(make_batches(jobs, self.batch_seconds)):
-                frames = self.encoder(waveforms)
-                for job, waveform, frames_td in zip(batch, waveforms, frames, strict=True):
-                    writer.add(job.cut.key, frames_td, len(waveform) / self.encoder.sampling_rate)
-                batch_seconds = sum(map(len, waveforms)) / self.encoder.sampling_rate
-                seconds += batch_seconds
+                durations = [len(w) / self.encoder.sampling_rate for w in waveforms]
+                keys = [job.cut.key for job in batch]
+                writer.add_batch(keys, self.encoder(waveforms), durations)
+                seconds += sum(durations)
                 rate = seconds / (time.perf_counter() - start)
                 progress.set_postfix_str(f"{rate:.0f} x real time", refresh=False)
-                progress.update(batch_seconds / 3600)
+                progress.update(sum(durations) / 3600)
         self._finish(writer, seconds, start)
 
     def _measure(self, jobs: list[Job]) -> list[Job]:
