@@ -346,24 +346,23 @@ def test_interrupt_keeps_everything(tmp_path):
 
 
 def test_shards_are_written_while_the_next_one_fills(tmp_path, monkeypatch):
-    goes_on, active, most = threading.Event(), 0, 0
+    started, goes_on = threading.Event(), threading.Event()
 
     def slow(tensors, path, metadata):
-        nonlocal active, most
-        active, most = active + 1, max(most, active + 1)
+        path.write_bytes(b"half a shard")
+        started.set()
         assert goes_on.wait(60)
         save_file(tensors, path, metadata=metadata)
-        active -= 1
 
     monkeypatch.setattr("torchtune_speech.features._writer.save_file", slow)
     with FeatureWriter(tmp_path, FINGERPRINT, shard_mb=1e-4) as writer:
-        for key in "abc":  # two frames are less than a shard, four are one
-            writer.add(key, torch.ones(4 if key == "a" else 2, DIM), 1.0)
+        for key, count in (("a", 8), ("b", 2), ("c", 2)):  # the first is a shard of its own
+            writer.add(key, torch.ones(count, DIM), 1.0)
             assert stored_seconds(tmp_path) == {}  # nor is half a shard to be seen
+        assert started.wait(60) and list(tmp_path.glob(".shard-*"))
         goes_on.set()
-    assert most == 1
     assert stored_seconds(tmp_path) == dict.fromkeys("abc", 1.0)
-    assert (writer.frames_written, writer.bytes_written) == (8, 8 * DIM * 2)
+    assert (writer.frames_written, writer.bytes_written) == (12, 12 * DIM * 2)
 
 
 @pytest.mark.parametrize("another_error", [False, True])
