@@ -62,6 +62,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # beyond that, which keeps reading local.
 BLOCK = 8192
 BATCHES_AHEAD = 3
+MAX_PADDING = 0.03
 BAD_SAMPLES_FILE = "bad_samples.jsonl"
 
 
@@ -396,7 +397,7 @@ class ExtractFeaturesRecipe:
 
 
 def make_batches(jobs: list[Job], batch_seconds: float) -> Iterator[list[Job]]:
-    """Batches of similar lengths.
+    """Batches of similar lengths, of which at most 3 % is padding.
 
     Args:
         jobs: what to encode.
@@ -408,11 +409,15 @@ def make_batches(jobs: list[Job], batch_seconds: float) -> Iterator[list[Job]]:
     """
     for start in range(0, len(jobs), BLOCK):
         batch: list[Job] = []
+        seconds = 0.0
         for job in sorted(jobs[start : start + BLOCK], key=lambda job: -job.seconds):
-            if batch and (len(batch) + 1) * batch[0].seconds > batch_seconds:
+            padded = (len(batch) + 1) * batch[0].seconds if batch else job.seconds
+            too_uneven = padded - seconds - job.seconds > MAX_PADDING * padded
+            if batch and (padded > batch_seconds or too_uneven):
                 yield batch
-                batch = []
+                batch, seconds = [], 0.0
             batch.append(job)
+            seconds += job.seconds
         if batch:
             yield batch
 

@@ -199,6 +199,8 @@ class RelativeAttention(nn.Module):
         self.linear_out = nn.Linear(dim, dim)
         self.distance_embedding = nn.Embedding(left_max + right_max + 1, dim // num_heads)
 
+    # Compiled, the number of blocks would be part of the program, which then is compiled for each.
+    @torch.compiler.disable
     def forward(self, hidden: Tensor, first: Tensor | None, end: Tensor | None) -> Tensor:
         """Attend within [b, t, dim]; ``first`` and ``end`` are of :func:`key_range`."""
         q, k, v = (
@@ -210,8 +212,6 @@ class RelativeAttention(nn.Module):
         return self.linear_out(attended.transpose(1, 2).flatten(2))
 
 
-# Compiled, the number of blocks would be part of the program, which then is compiled for each.
-@torch.compiler.disable
 def relative_attention(
     q: Tensor,
     k: Tensor,

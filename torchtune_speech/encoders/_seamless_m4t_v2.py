@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,14 @@ from torchtune_speech.errors import InputError
 PREFIX = "speech_encoder."
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+KERNEL_MULTIPLE = 8
 
 
 class SeamlessM4TV2Encoder(nn.Module):
     """Frames of a layer of SeamlessM4T-v2's speech encoder, before its length adaptor.
 
-    Waveforms of any lengths are sorted, batched up to ``max_batch_seconds`` with padding, and
-    encoded under a mask; each gets the frames that it would get alone.
+    Waveforms of any lengths are sorted, padded, and encoded under a mask, up to
+    ``max_batch_seconds`` at once; each gets the frames that it would get alone.
 
     Barrault et al. 2023, https://arxiv.org/abs/2312.05187
 
@@ -34,7 +36,8 @@ class SeamlessM4TV2Encoder(nn.Module):
         encoder: the Conformer stack, ending with the wanted layer (and the final norm or none).
         fingerprint: what :meth:`fingerprint` returns.
         max_batch_seconds: seconds of audio in a batch at most, padding included. A longer
-            waveform is encoded alone.
+            waveform is encoded alone. None: all that a call gives.
+        compile: compile the layers, all but their attention.
     """
 
     def __init__(
@@ -42,7 +45,8 @@ class SeamlessM4TV2Encoder(nn.Module):
         feature_projection: nn.Module,
         encoder: nn.Module,
         fingerprint: dict[str, Any],
-        max_batch_seconds: float,
+        max_batch_seconds: float | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.feature_projection = feature_projection
@@ -52,9 +56,14 @@ class SeamlessM4TV2Encoder(nn.Module):
         self.sampling_rate = self.filter_bank.sampling_rate
         self.dim: int = fingerprint["dim"]
         self.frames_per_second: float = fingerprint["frames_per_second"]
-        self.max_batch_samples = max_batch_seconds * self.sampling_rate
+        self.max_batch_samples = (max_batch_seconds or math.inf) * self.sampling_rate
         self._fingerprint = fingerprint
         self.eval().requires_grad_(False)
+        self.compiled = compile
+        if compile:
+            for layer in encoder.layers:
+                # Dynamic, so that batches of other sizes run the same program.
+                layer.compile(dynamic=True)
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the values of the frames."""
@@ -90,8 +99,11 @@ class SeamlessM4TV2Encoder(nn.Module):
         features = self.filter_bank([waveforms[number] for number in batch])
         lengths = torch.tensor([len(f) for f in features], device=features[0].device)
         padded = pad_sequence(features, batch_first=True)
-        padding = any(len(f) < padded.shape[1] for f in features)
-        hidden = self.encoder(self.feature_projection(padded), lengths if padding else None)
+        if padded.is_cuda:  # what the attention kernel would otherwise copy its bias for
+            padded = nn.functional.pad(padded, (0, 0, 0, -padded.shape[1] % KERNEL_MULTIPLE))
+        # No mask is faster; but one program for all batches has to have it.
+        masked = self.compiled or any(len(f) < padded.shape[1] for f in features)
+        hidden = self.encoder(self.feature_projection(padded), lengths if masked else None)
         # Copies, so that one long utterance does not keep the whole batch in memory.
         return {n: h[: len(f)].clone() for n, h, f in zip(batch, hidden, features, strict=True)}
 
@@ -101,7 +113,8 @@ def seamless_m4t_v2_encoder(
     layer: int = 24,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
-    max_batch_seconds: float = 240.0,
+    max_batch_seconds: float | None = None,
+    compile: bool = False,
 ) -> SeamlessM4TV2Encoder:
     """Load the speech encoder of SeamlessM4T-v2; text decoder, vocoder and adaptor stay on disk.
 
@@ -115,9 +128,10 @@ def seamless_m4t_v2_encoder(
         dtype: of the computation and of the frames: a torch dtype, "fp32" or "bf16".
         device: where to compute. "meta" reads no weights, for planning; where there is no such
             model it takes the shape of the published large one.
-        max_batch_seconds: seconds of audio encoded at once, padding included. Memory for
-            attention grows with the square of the longest waveform: cut recordings to a minute or
-            so.
+        max_batch_seconds: seconds of audio encoded at once, padding included. Default: whatever a
+            call gives, as the recipe makes batches of ``batch_seconds`` itself.
+        compile: compile the layers with torch.compile, once for all shapes of batches. It takes a
+            minute at the start and changes frames by rounding only.
 
     Returns:
         The encoder.
@@ -155,7 +169,11 @@ def seamless_m4t_v2_encoder(
         "frames_per_second": 50.0,
     }
     return SeamlessM4TV2Encoder(
-        modules["feature_projection"], modules["encoder"], fingerprint, max_batch_seconds
+        modules["feature_projection"],
+        modules["encoder"],
+        fingerprint,
+        max_batch_seconds,
+        compile and device.type != "meta",
     )
 
 
