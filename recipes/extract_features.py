@@ -62,6 +62,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # beyond that, which keeps reading local.
 BLOCK = 8192
 BATCHES_AHEAD = 3
+MAX_PADDING = 0.03
 BAD_SAMPLES_FILE = "bad_samples.jsonl"
 
 
@@ -212,14 +213,13 @@ class ExtractFeaturesRecipe:
         seconds = 0.0
         with writer, self._progress(sum(job.seconds for job in jobs)) as progress:
             for batch, waveforms in self._load(make_batches(jobs, self.batch_seconds)):
-                frames = self.encoder(waveforms)
-                for job, waveform, frames_td in zip(batch, waveforms, frames, strict=True):
-                    writer.add(job.cut.key, frames_td, len(waveform) / self.encoder.sampling_rate)
-                batch_seconds = sum(map(len, waveforms)) / self.encoder.sampling_rate
-                seconds += batch_seconds
+                durations = [len(w) / self.encoder.sampling_rate for w in waveforms]
+                keys = [job.cut.key for job in batch]
+                writer.add_batch(keys, self.encoder(waveforms), durations)
+                seconds += sum(durations)
                 rate = seconds / (time.perf_counter() - start)
                 progress.set_postfix_str(f"{rate:.0f} x real time", refresh=False)
-                progress.update(batch_seconds / 3600)
+                progress.update(sum(durations) / 3600)
         self._finish(writer, seconds, start)
 
     def _measure(self, jobs: list[Job]) -> list[Job]:
@@ -397,7 +397,7 @@ class ExtractFeaturesRecipe:
 
 
 def make_batches(jobs: list[Job], batch_seconds: float) -> Iterator[list[Job]]:
-    """Batches of similar lengths.
+    """Batches of similar lengths, of which at most 3 % is padding.
 
     Args:
         jobs: what to encode.
@@ -409,11 +409,15 @@ def make_batches(jobs: list[Job], batch_seconds: float) -> Iterator[list[Job]]:
     """
     for start in range(0, len(jobs), BLOCK):
         batch: list[Job] = []
+        seconds = 0.0
         for job in sorted(jobs[start : start + BLOCK], key=lambda job: -job.seconds):
-            if batch and (len(batch) + 1) * batch[0].seconds > batch_seconds:
+            padded = (len(batch) + 1) * batch[0].seconds if batch else job.seconds
+            too_uneven = padded - seconds - job.seconds > MAX_PADDING * padded
+            if batch and (padded > batch_seconds or too_uneven):
                 yield batch
-                batch = []
+                batch, seconds = [], 0.0
             batch.append(job)
+            seconds += job.seconds
         if batch:
             yield batch
 

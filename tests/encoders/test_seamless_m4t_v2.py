@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 
@@ -84,7 +85,7 @@ def test_hugging_faces_adaptor_and_ffn_are_not_in_it(model, folder, waveforms):
     assert last.shape != frames.shape
 
 
-@pytest.mark.parametrize("max_batch_seconds", [0.1, 3.5, 240.0])
+@pytest.mark.parametrize("max_batch_seconds", [0.1, 3.5, None])
 def test_batched_equals_one_by_one(folder, waveforms, max_batch_seconds):
     encoder = seamless_m4t_v2_encoder(folder, layer=LAYERS, max_batch_seconds=max_batch_seconds)
     for frames, waveform in zip(encoder(waveforms), waveforms, strict=True):
@@ -99,6 +100,22 @@ def test_batches_hold_no_more_than_allowed(folder, waveforms):
     assert sum(shape[0] for shape in shapes) == len(LENGTHS)
     assert all(shape[0] == 1 or shape[0] * shape[1] / 50 <= 3.5 for shape in shapes)
     assert len(shapes) < len(LENGTHS)
+
+
+def test_compiled_once_for_all_batches(folder, waveforms, monkeypatch):
+    # Traced as ever, but run without generated code, which would take half a minute to compile.
+    traced = functools.partialmethod(torch.nn.Module.compile, backend="eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    torch._dynamo.reset()
+    encoder = seamless_m4t_v2_encoder(folder, layer=LAYERS, compile=True)
+    exact = seamless_m4t_v2_encoder(folder, layer=LAYERS)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled = []
+    for batch in (waveforms[:2], waveforms, waveforms[2:], [waveforms[0]] * 2):
+        for frames, expected in zip(encoder(batch), exact(batch), strict=True):
+            torch.testing.assert_close(frames, expected, atol=1e-5, rtol=1e-5)
+        compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - before)
+    assert len(set(compiled)) == 1 and compiled[0] > 0
 
 
 def test_is_an_encoder(folder):
@@ -212,3 +229,11 @@ def test_meta_device_without_the_model_has_the_shape_of_the_large_one():
     parameters = list(encoder.parameters())
     assert encoder.dim == 1024 and all(p.is_meta and p.dtype == torch.bfloat16 for p in parameters)
     assert 550e6 < sum(p.numel() for p in parameters) < 650e6
+
+
+def test_other_positions_are_refused(folder, tmp_path):
+    copy = _copy(folder, tmp_path)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"position_embeddings_type": "rotary"}))
+    with pytest.raises(InputError, match="position_embeddings_type is 'rotary'"):
+        seamless_m4t_v2_encoder(copy, layer=1)

@@ -1,8 +1,10 @@
+import concurrent.futures
 import json
 import multiprocessing.pool
 import pickle
 import subprocess
 import sys
+import threading
 
 import pyarrow.parquet as pq
 import pytest
@@ -370,6 +372,62 @@ def test_interrupt_keeps_everything(tmp_path):
         writer.add("a", torch.ones(2, DIM), 1.0)
         raise KeyboardInterrupt
     assert stored_seconds(tmp_path) == {"a": 1.0}
+
+
+def test_shards_are_written_while_the_next_one_fills(tmp_path, monkeypatch):
+    started, goes_on = threading.Event(), threading.Event()
+
+    def slow(tensors, path, metadata):
+        path.write_bytes(b"half a shard")
+        started.set()
+        assert goes_on.wait(60)
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr("torchtune_speech.features._writer.save_file", slow)
+    with FeatureWriter(tmp_path, FINGERPRINT, shard_mb=1e-4) as writer:
+        for key, count in (("a", 8), ("b", 2), ("c", 2)):  # the first is a shard of its own
+            writer.add(key, torch.ones(count, DIM), 1.0)
+            assert stored_seconds(tmp_path) == {}  # nor is half a shard to be seen
+        assert started.wait(60) and list(tmp_path.glob(".shard-*"))
+        goes_on.set()
+    assert stored_seconds(tmp_path) == dict.fromkeys("abc", 1.0)
+    assert (writer.frames_written, writer.bytes_written) == (12, 12 * DIM * 2)
+
+
+@pytest.mark.parametrize("another_error", [False, True])
+def test_what_goes_wrong_with_a_shard_comes_to_light(tmp_path, monkeypatch, another_error):
+    def full(tensors, path, metadata):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("torchtune_speech.features._writer.save_file", full)
+    expected = RuntimeError if another_error else OSError
+    with pytest.raises(expected), FeatureWriter(tmp_path / "new", FINGERPRINT) as writer:
+        writer.add("a", torch.ones(2, DIM), 1.0)
+        writer._hand_over()
+        if another_error:
+            raise RuntimeError
+        concurrent.futures.wait([writer._written])
+        writer.add("b", torch.ones(2, DIM), 1.0)
+        raise AssertionError("the next batch is told")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_batch_comes_as_its_utterances_would(tmp_path):
+    frames = _frames(6)
+    with FeatureWriter(tmp_path / "batch", FINGERPRINT, frame_average=3) as writer:
+        writer.add_batch(
+            list(frames), list(frames.values()), [len(f) / 50 for f in frames.values()]
+        )
+        writer.add_batch([], [], [])
+    _write(tmp_path / "one", frames, frame_average=3)
+    for name in ("batch", "one"):
+        finalize_store(tmp_path / name)
+    batch, one = FeatureStore(tmp_path / "batch"), FeatureStore(tmp_path / "one")
+    assert batch.keys() == one.keys()
+    assert all(torch.equal(batch[key], one[key]) for key in frames)
+    assert all(batch.seconds(key) == one.seconds(key) for key in frames)
+    with pytest.raises(ValueError, match="was added before"):
+        writer.add_batch(["a", "a"], [torch.ones(2, DIM)] * 2, [1.0, 1.0])
 
 
 # ---- damage -------------------------------------------------------------------------------------

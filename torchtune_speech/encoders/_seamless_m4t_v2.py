@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +13,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from torchtune_speech.encoders._conformer import Conformer, FeatureProjection
 from torchtune_speech.encoders._filter_bank import FilterBankEncoder
 from torchtune_speech.errors import InputError
 
 PREFIX = "speech_encoder."
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+KERNEL_MULTIPLE = 8
 
 
 class SeamlessM4TV2Encoder(nn.Module):
     """Frames of a layer of SeamlessM4T-v2's speech encoder, before its length adaptor.
 
-    Waveforms of any lengths are sorted, batched up to ``max_batch_seconds`` with padding, and
-    encoded under a mask; each gets the frames that it would get alone.
+    Waveforms of any lengths are sorted, padded, and encoded under a mask, up to
+    ``max_batch_seconds`` at once; each gets the frames that it would get alone.
 
     Barrault et al. 2023, https://arxiv.org/abs/2312.05187
 
@@ -33,7 +36,8 @@ class SeamlessM4TV2Encoder(nn.Module):
         encoder: the Conformer stack, ending with the wanted layer (and the final norm or none).
         fingerprint: what :meth:`fingerprint` returns.
         max_batch_seconds: seconds of audio in a batch at most, padding included. A longer
-            waveform is encoded alone.
+            waveform is encoded alone. None: all that a call gives.
+        compile: compile the layers, all but their attention.
     """
 
     def __init__(
@@ -41,7 +45,8 @@ class SeamlessM4TV2Encoder(nn.Module):
         feature_projection: nn.Module,
         encoder: nn.Module,
         fingerprint: dict[str, Any],
-        max_batch_seconds: float,
+        max_batch_seconds: float | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.feature_projection = feature_projection
@@ -51,9 +56,14 @@ class SeamlessM4TV2Encoder(nn.Module):
         self.sampling_rate = self.filter_bank.sampling_rate
         self.dim: int = fingerprint["dim"]
         self.frames_per_second: float = fingerprint["frames_per_second"]
-        self.max_batch_samples = max_batch_seconds * self.sampling_rate
+        self.max_batch_samples = (max_batch_seconds or math.inf) * self.sampling_rate
         self._fingerprint = fingerprint
         self.eval().requires_grad_(False)
+        self.compiled = compile
+        if compile:
+            for layer in encoder.layers:
+                # Dynamic, so that batches of other sizes run the same program.
+                layer.compile(dynamic=True)
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the values of the frames."""
@@ -89,8 +99,11 @@ class SeamlessM4TV2Encoder(nn.Module):
         features = self.filter_bank([waveforms[number] for number in batch])
         lengths = torch.tensor([len(f) for f in features], device=features[0].device)
         padded = pad_sequence(features, batch_first=True)
-        mask = torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]
-        hidden = self.encoder(self.feature_projection(padded), attention_mask=mask)
+        if padded.is_cuda:  # what the attention kernel would otherwise copy its bias for
+            padded = nn.functional.pad(padded, (0, 0, 0, -padded.shape[1] % KERNEL_MULTIPLE))
+        # No mask is faster; but one program for all batches has to have it.
+        masked = self.compiled or any(len(f) < padded.shape[1] for f in features)
+        hidden = self.encoder(self.feature_projection(padded), lengths if masked else None)
         # Copies, so that one long utterance does not keep the whole batch in memory.
         return {n: h[: len(f)].clone() for n, h, f in zip(batch, hidden, features, strict=True)}
 
@@ -100,7 +113,8 @@ def seamless_m4t_v2_encoder(
     layer: int = 24,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
-    max_batch_seconds: float = 240.0,
+    max_batch_seconds: float | None = None,
+    compile: bool = False,
 ) -> SeamlessM4TV2Encoder:
     """Load the speech encoder of SeamlessM4T-v2; text decoder, vocoder and adaptor stay on disk.
 
@@ -114,9 +128,10 @@ def seamless_m4t_v2_encoder(
         dtype: of the computation and of the frames: a torch dtype, "fp32" or "bf16".
         device: where to compute. "meta" reads no weights, for planning; where there is no such
             model it takes the shape of the published large one.
-        max_batch_seconds: seconds of audio encoded at once, padding included. Memory for
-            attention grows with the square of the longest waveform: cut recordings to a minute or
-            so.
+        max_batch_seconds: seconds of audio encoded at once, padding included. Default: whatever a
+            call gives, as the recipe makes batches of ``batch_seconds`` itself.
+        compile: compile the layers with torch.compile, once for all shapes of batches. It takes a
+            minute at the start and changes frames by rounding only.
 
     Returns:
         The encoder.
@@ -129,24 +144,14 @@ def seamless_m4t_v2_encoder(
         >>> encoder([load_audio("talk.wav")])[0].shape
         torch.Size([149, 1024])
     """
-    # Slow to import, and not needed by those who use the filter bank.
-    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import (
-        SeamlessM4Tv2SpeechEncoder,
-    )
-
     path = os.fspath(path)
     device = torch.device(device)
     config = _load_config(path, large_if_absent=device.type == "meta")
     last = config.speech_encoder_layers
     if not 1 <= layer <= last:
         raise InputError(f"{path}: layer is {layer}; the speech encoder has layers 1 to {last}")
-    config.speech_encoder_layers = layer
-    config.add_adapter = False
     with torch.device("meta"):
-        model = SeamlessM4Tv2SpeechEncoder(config)
-    modules = nn.ModuleDict(
-        {"feature_projection": model.feature_projection, "encoder": model.encoder}
-    )
+        modules = nn.ModuleDict(_build(config, layer))
     if layer < last:
         modules["encoder"].layer_norm = nn.Identity()
     if device.type == "meta":
@@ -164,8 +169,35 @@ def seamless_m4t_v2_encoder(
         "frames_per_second": 50.0,
     }
     return SeamlessM4TV2Encoder(
-        modules["feature_projection"], modules["encoder"], fingerprint, max_batch_seconds
+        modules["feature_projection"],
+        modules["encoder"],
+        fingerprint,
+        max_batch_seconds,
+        compile and device.type != "meta",
     )
+
+
+def _build(config: Any, num_layers: int) -> dict[str, nn.Module]:
+    """Projection and stack as a Hugging Face configuration has them."""
+    from transformers.activations import ACT2FN
+
+    projection = FeatureProjection(
+        config.feature_projection_input_dim, config.hidden_size, config.layer_norm_eps
+    )
+    encoder = Conformer(
+        num_layers=num_layers,
+        dim=config.hidden_size,
+        num_heads=config.speech_encoder_attention_heads,
+        ffn_dim=config.speech_encoder_intermediate_size,
+        kernel_size=config.conv_depthwise_kernel_size,
+        left_max=config.left_max_position_embeddings,
+        right_max=config.right_max_position_embeddings,
+        activation=ACT2FN[config.speech_encoder_hidden_act],
+        norm_eps=config.layer_norm_eps,
+        chunk_size=config.speech_encoder_chunk_size,
+        left_chunks=config.speech_encoder_left_chunk_num,
+    )
+    return {"feature_projection": projection, "encoder": encoder}
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -233,6 +265,11 @@ def _load_config(path: str, large_if_absent: bool) -> Any:
         raise InputError(
             f"{file}: feature_projection_input_dim is {config.feature_projection_input_dim}; the "
             "filter bank gives 160"
+        )
+    if config.position_embeddings_type != "relative_key":
+        raise InputError(
+            f"{file}: position_embeddings_type is {config.position_embeddings_type!r}; this "
+            "encoder computes relative_key"
         )
     return config
 

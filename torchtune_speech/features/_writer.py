@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -187,6 +188,20 @@ def finalize_store(path: str | Path) -> int:
     return len(rows)
 
 
+def _write_shard(
+    file: Path, tensors: dict[str, Tensor], seconds: Mapping[str, float]
+) -> tuple[int, int]:
+    """Write a shard with its part of the index; return its frames and the bytes of them."""
+    index = {
+        key: (len(frames_td), seconds[key], tensor_checksum(frames_td))
+        for key, frames_td in tensors.items()
+    }
+    metadata = {"format": "pt", "index": json.dumps(index)}
+    with atomic_write(file) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+    return sum(map(len, tensors.values())), sum(t.nbytes for t in tensors.values())
+
+
 class FeatureWriter:
     """Writes the frames of utterances into shards of a feature store, one writer per process.
 
@@ -194,6 +209,9 @@ class FeatureWriter:
     header. So whenever the process is killed, only the utterances since the last whole shard are
     lost, and the next run skips all others (see :func:`stored_seconds`). When all processes are
     done, one of them calls :func:`finalize_store`.
+
+    A full shard is written by a thread while the next one fills, so that up to two shards are in
+    memory; when the disk is slower than the encoder, adding waits for it.
 
     Args:
         path: folder of the store; made if absent.
@@ -230,8 +248,10 @@ class FeatureWriter:
         self.frames_written = 0
         self._shard_bytes = int(shard_mb * 1e6)
         self._tensors: dict[str, Tensor] = {}
-        self._index: dict[str, tuple[int, float, int]] = {}
+        self._seconds: dict[str, float] = {}
         self._pending_bytes = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self._written: Future[tuple[int, int]] | None = None
         self.fingerprint = {**fingerprint, "frame_average": frame_average}
         self._open_store()
         self._next_shard = self._first_free_number()
@@ -256,7 +276,7 @@ class FeatureWriter:
         return max(numbers, default=-1) + 1
 
     def add(self, key: str, frames_td: Tensor, seconds: float) -> None:
-        """Add the frames of one utterance; they are on disk when its shard is full or closed.
+        """Add the frames of one utterance; see :meth:`add_batch`.
 
         Args:
             key: key of the utterance in the store.
@@ -265,35 +285,84 @@ class FeatureWriter:
 
         Raises:
             ValueError: if the key was added before, or the frames have no or wrong dimensions.
+            OSError: if an earlier shard could not be written.
         """
-        if key in self._index:
+        self.add_batch([key], [frames_td], [seconds])
+
+    def add_batch(
+        self, keys: Sequence[str], frames: Sequence[Tensor], seconds: Sequence[float]
+    ) -> None:
+        """Add the frames of utterances; they are on disk when their shard is full or closed.
+
+        Averaging and rounding take place on the frames' device, from where the batch comes in one
+        copy.
+
+        Args:
+            keys: keys of the utterances in the store.
+            frames: encoder frames before averaging, each of shape [t, d], all on one device.
+            seconds: durations of the audio.
+
+        Raises:
+            ValueError: if a key was added before, or frames have no or wrong dimensions.
+            OSError: if an earlier shard could not be written.
+        """
+        if self._written is not None and self._written.done():
+            self._wait()
+        averaged = []
+        for key, frames_td in zip(keys, frames, strict=True):
+            self._check(key, frames_td)
+            averaged.append(average_frames(frames_td.detach(), self.frame_average).to(self.dtype))
+        if not averaged:
+            return
+        parts = torch.cat(averaged).cpu().split([len(frames_td) for frames_td in averaged])
+        for key, part, duration_s in zip(keys, parts, seconds, strict=True):
+            # Within a batch as well: the first of two is known only now.
+            self._check(key, part)
+            # A clone, since safetensors refuses views that share memory.
+            self._tensors[key] = part.clone()
+            self._seconds[key] = float(duration_s)
+            self._pending_bytes += part.nbytes
+            full = self._pending_bytes >= self._shard_bytes
+            if full or len(self._tensors) >= MAX_UTTERANCES_PER_SHARD:
+                self._hand_over()
+
+    def _check(self, key: str, frames_td: Tensor) -> None:
+        if key in self._tensors:
             raise ValueError(f"{key!r} was added before")
         dim = self.fingerprint["dim"]
         if frames_td.dim() != 2 or frames_td.shape[0] == 0 or frames_td.shape[1] != dim:
             raise ValueError(f"{key!r}: expected frames [t, {dim}], got {list(frames_td.shape)}")
-        # A clone, since safetensors refuses views that share memory.
-        frames_td = average_frames(frames_td.detach(), self.frame_average)
-        frames_td = frames_td.to(self.dtype).cpu().clone(memory_format=torch.contiguous_format)
-        self._tensors[key] = frames_td
-        self._index[key] = (len(frames_td), float(seconds), tensor_checksum(frames_td))
-        self._pending_bytes += frames_td.nbytes
-        full = self._pending_bytes >= self._shard_bytes
-        if full or len(self._tensors) >= MAX_UTTERANCES_PER_SHARD:
-            self.flush()
 
     def flush(self) -> None:
-        """Write what was added since the last shard as a shard of its own."""
+        """Write what was added since the last shard as a shard of its own, and wait for it.
+
+        Raises:
+            OSError: if this shard or the one before could not be written.
+        """
+        self._hand_over()
+        self._wait()
+
+    def _hand_over(self) -> None:
+        """Let the thread write what was added, once it is done with the shard before."""
+        self._wait()
         if not self._tensors:
             return
-        name = f"shard-{self.rank:05d}-{self._next_shard:05d}.safetensors"
-        metadata = {"format": "pt", "index": json.dumps(self._index)}
-        with atomic_write(self.path / name) as temporary:
-            save_file(self._tensors, temporary, metadata=metadata)
-        self.bytes_written += self._pending_bytes
-        self.frames_written += sum(map(len, self._tensors.values()))
+        file = self.path / f"shard-{self.rank:05d}-{self._next_shard:05d}.safetensors"
+        self._written = self._thread.submit(_write_shard, file, self._tensors, self._seconds)
         self._next_shard += 1
         self._pending_bytes = 0
-        self._tensors, self._index = {}, {}
+        self._tensors, self._seconds = {}, {}
+
+    def _wait(self) -> None:
+        """Wait for the shard in flight; raise what went wrong with it."""
+        if self._written is None:
+            return
+        try:
+            frames, size = self._written.result()
+        finally:
+            self._written = None
+        self.frames_written += frames
+        self.bytes_written += size
 
     def discard_if_empty(self) -> None:
         """Remove the folder again if it holds nothing but ``store.json``: no half-made store."""
@@ -311,7 +380,12 @@ class FeatureWriter:
         traceback: TracebackType | None,
     ) -> None:
         """Write the last shard, after Ctrl-C too; after an error keep whole shards only."""
-        if kind is None or issubclass(kind, KeyboardInterrupt):
-            self.flush()
-        else:
-            self.discard_if_empty()
+        try:
+            if kind is None or issubclass(kind, KeyboardInterrupt):
+                self.flush()
+            else:
+                with contextlib.suppress(Exception):  # the error that led here counts
+                    self._wait()
+                self.discard_if_empty()
+        finally:
+            self._thread.shutdown()
