@@ -1,6 +1,5 @@
 """Parts of torchtune's decoder that give the same for less work."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
@@ -8,7 +7,7 @@ from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.modules.peft import LoRALinear
 
 from torchtune_speech.models._attention_mask import SampleAttention
-from torchtune_speech.modules import Packing
+from torchtune_speech.modules import Packing, add_low_rank
 
 
 def replace_parts(decoder: TransformerDecoder) -> None:
@@ -106,5 +105,5 @@ class FusedLoRALinear(LoRALinear):
         if self.disabled:
             return out
         low = self.lora_a(self.dropout(x)) * (self.alpha / self.rank)
-        update = self.lora_b.weight.t()
-        return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), update).view_as(out)
+        added = add_low_rank(out.flatten(0, -2), low.flatten(0, -2), self.lora_b.weight)
+        return added.view_as(out)

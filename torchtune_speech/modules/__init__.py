@@ -17,6 +17,7 @@ from torchtune_speech.modules._layers import (
     feed_forward,
 )
 from torchtune_speech.modules._linear_cross_entropy import linear_cross_entropy_sum
+from torchtune_speech.modules._low_rank import add_low_rank
 from torchtune_speech.modules._packing import (
     Packing,
     length_groups,
@@ -34,6 +35,7 @@ __all__ = [
     "PackedSelfAttention",
     "Packing",
     "TransformerEncoderLayer",
+    "add_low_rank",
     "apply_rotary",
     "ctc_greedy",
     "ctc_loss_sum",
