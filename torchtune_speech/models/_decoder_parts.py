@@ -1,17 +1,17 @@
 """Parts of torchtune's decoder that give the same for less work."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
+from torchtune.modules import FeedForward, TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.modules.peft import LoRALinear
 
 from torchtune_speech.models._attention_mask import SampleAttention
-from torchtune_speech.modules import Packing, add_low_rank
+from torchtune_speech.models._quantize import is_quantized
+from torchtune_speech.modules import Packing, lora_linear, swiglu
 
 
 def replace_parts(decoder: TransformerDecoder) -> None:
-    """Put our attention, our LoRA and our last layer in the place of torchtune's.
+    """Put our attention, feed-forward network, LoRA and last layer in the place of torchtune's.
 
     They take over weights and the names of these: checkpoints stay what they are.
 
@@ -20,6 +20,9 @@ def replace_parts(decoder: TransformerDecoder) -> None:
     """
     for layer in decoder.layers:
         layer.attn = SampleAttention(layer.attn)
+        mlp = layer.mlp
+        if type(mlp) is FeedForward and mlp.w3 is not None and isinstance(mlp.activation, nn.SiLU):
+            layer.mlp = GatedFeedForward(mlp)
     decoder.layers[-1] = LastLayer(decoder.layers[-1])
     for module in list(decoder.layers.modules()):
         for name, part in module.named_children():
@@ -74,11 +77,11 @@ class LastLayer(TransformerSelfAttentionLayer):
 
 
 class FusedLoRALinear(LoRALinear):
-    """torchtune's linear layer with LoRA, whose update is added within its own matrix product.
+    """torchtune's linear layer with LoRA, without passes of their own for the update.
 
-    torchtune scales the update and adds it in passes of their own over the output, which is as
-    large as all of the layer's output; here the scale is applied to the few values between the
-    two small matrices. Same parts, same parameter names.
+    torchtune scales the update and adds it in passes over the output, which is as large as all of
+    the layer's output; see :func:`lora_linear`. Same parts, same parameter names. With dropout, a
+    bias or a quantised weight it is torchtune's layer.
 
     Args:
         linear: the layer whose parts it takes over.
@@ -101,9 +104,38 @@ class FusedLoRALinear(LoRALinear):
         Returns:
             ``[..., out_dim]``.
         """
-        out = F.linear(x, self.weight, self.bias)
-        if self.disabled:
-            return out
-        low = self.lora_a(self.dropout(x)) * (self.alpha / self.rank)
-        added = add_low_rank(out.flatten(0, -2), low.flatten(0, -2), self.lora_b.weight)
-        return added.view_as(out)
+        plain = not is_quantized(self.weight) and isinstance(self.dropout, nn.Identity)
+        if self.disabled or self.use_bias or not plain:
+            return super().forward(x)
+        out = lora_linear(
+            x.flatten(0, -2),
+            self.weight,
+            self.lora_a.weight,
+            self.lora_b.weight,
+            self.alpha / self.rank,
+        )
+        return out.unflatten(0, x.shape[:-1])
+
+
+class GatedFeedForward(FeedForward):
+    """torchtune's gated feed-forward network, which keeps less for the backward pass.
+
+    Args:
+        mlp: the network whose parts it takes over; its activation is SiLU.
+    """
+
+    def __init__(self, mlp: FeedForward) -> None:
+        super().__init__(
+            gate_proj=mlp.w1, down_proj=mlp.w2, up_proj=mlp.w3, activation=mlp.activation
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the network.
+
+        Args:
+            x: ``[..., dim]``.
+
+        Returns:
+            ``[..., dim]``.
+        """
+        return self.w2(swiglu(self.w1(x), self.w3(x)))

@@ -227,7 +227,7 @@ def few_rows_linear(linear: nn.Module, x_td: Tensor) -> Tensor:
 
 
 def _feed_forward(mlp: nn.Module, x_td: Tensor) -> Tensor:
-    if type(mlp) is not FeedForward or mlp.w3 is None:
+    if not isinstance(mlp, FeedForward) or mlp.w3 is None:
         return mlp(x_td)
     gate, up = few_rows_linear(mlp.w1, x_td), few_rows_linear(mlp.w3, x_td)
     return few_rows_linear(mlp.w2, mlp.activation(gate).mul_(up))

@@ -17,7 +17,7 @@ from torchtune_speech.modules._layers import (
     feed_forward,
 )
 from torchtune_speech.modules._linear_cross_entropy import linear_cross_entropy_sum
-from torchtune_speech.modules._low_rank import add_low_rank
+from torchtune_speech.modules._low_rank import lora_linear
 from torchtune_speech.modules._packing import (
     Packing,
     length_groups,
@@ -26,6 +26,7 @@ from torchtune_speech.modules._packing import (
     stacked_length,
 )
 from torchtune_speech.modules._spec_augment import spec_augment
+from torchtune_speech.modules._swiglu import swiglu
 
 __all__ = [
     "Activation",
@@ -35,7 +36,6 @@ __all__ = [
     "PackedSelfAttention",
     "Packing",
     "TransformerEncoderLayer",
-    "add_low_rank",
     "apply_rotary",
     "ctc_greedy",
     "ctc_loss_sum",
@@ -44,10 +44,12 @@ __all__ = [
     "feed_forward",
     "length_groups",
     "linear_cross_entropy_sum",
+    "lora_linear",
     "packed_attention",
     "pad_packed",
     "rotary_angles",
     "spec_augment",
     "stack_packed",
     "stacked_length",
+    "swiglu",
 ]
