@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.modules.loss import CEWithChunkedOutputLoss
 from torchtune.modules.peft import disable_adapter
 from torchtune.training import set_activation_checkpointing, set_default_dtype
+from tqdm import tqdm
 
 from torchtune_speech import training
 from torchtune_speech.data import Plan, Source, Step, StepBatches, fill
@@ -56,10 +57,11 @@ FRAME_DIM = 1024
 # choose from, samples to draw from, pairs of a speech and a text step of ours that are timed.
 SETTINGS: dict[str, dict[str, Any]] = {
     "nano": {"projector": 192, "row": 512, "rows": 4, "peer": [8, 16, 32], "pairs": 24},
-    "100m": {"projector": 384, "row": 512, "rows": 4, "peer": [4, 8], "pairs": 5},
+    "100m": {"projector": 384, "row": 512, "rows": 4, "peer": [2, 4], "pairs": 6},
     "8b": {"projector": 1024, "row": 8192, "rows": 2, "peer": [8, 16, 32], "pairs": 4},
 }
 POOL = 2048
+ROUNDS = 2
 LORA = {"lora_rank": 8, "lora_alpha": 16}
 ALL_LORA = {
     "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
@@ -68,6 +70,24 @@ ALL_LORA = {
 }
 
 Run = tuple[float, int, int]  # seconds, samples, tokens that are no padding
+
+
+class Job(NamedTuple):
+    """A step to time.
+
+    Args:
+        kind: ``speech`` or ``text``.
+        run: what runs it.
+        samples: its samples.
+        tokens: their tokens, without padding.
+        positions: the same with padding.
+    """
+
+    kind: str
+    run: Callable[[], None]
+    samples: int
+    tokens: int
+    positions: int
 
 
 def main() -> None:
@@ -231,26 +251,35 @@ def measure(
     step_ours = our_step(ours, options, dtype)
     step_peer = peer_step(peer, options, dtype)
     lengths = {"speech": dataset.lengths, "text": dataset.twin_lengths()}
-    reset_peak(options)
-    table: dict[str, Any] = {"ours": speeds(run_ours(step_ours, steps, batches, options), lengths)}
+    wanted = len([s for s in steps[2:] if not s.is_twin]) * len(steps[0].samples)
+    jobs = {"ours": our_jobs(step_ours, steps, batches)}
+    for name, make in (("padded", random_batches), ("grouped", grouped_batches)):
+        for size in options.peer_batch_sizes:
+            chosen = peer_jobs(step_peer, make, lengths, size, wanted, dataset, options)
+            jobs[f"{name}, batch {size}"] = chosen
+    runs, peaks = run_in_turns(jobs, options)
+    table: dict[str, Any] = {"ours": speeds(runs["ours"], lengths)}
     table["ours"]["fill"] = fills(steps, dataset, options.row)
-    table["ours"]["peak_gib"] = peak_gib(options)
+    table["ours"]["peak_gib"] = peaks["ours"]
     table["ours"]["useful_flops"] = useful_flops(ours, steps, batches, options)
     if options.trace:
         trace(step_ours, steps[-2:], batches[-2:], options)
     table["stage A"] = speeds(run_stage_a(ours, steps, batches, options, dtype), lengths)
-    wanted = len([s for s in steps[2:] if not s.is_twin]) * len(steps[0].samples)
-    for name, make in (("padded", random_batches), ("grouped", grouped_batches)):
-        best: dict[str, Any] = {}
-        for size in options.peer_batch_sizes:
-            found = run_peer(step_peer, make, lengths, size, wanted, dataset, options)
-            rate = found["both"]["samples_per_s"]
-            print(f"peer, {name}, batch {size}: {rate:.3g} samples/s", flush=True)
-            if not best or found["both"]["samples_per_s"] > best["both"]["samples_per_s"]:
-                best = found
-        table[name] = best
-    del peer, step_peer
-    text = [(s, b) for s, b in zip(steps, batches, strict=True) if s.is_twin]
+    for name in ("padded", "grouped"):
+        sizes = {
+            size: speeds(runs[f"{name}, batch {size}"], lengths)
+            for size in options.peer_batch_sizes
+        }
+        for size, found in sizes.items():
+            print(f"peer, {name}, batch {size}: {found['both']['samples_per_s']:.3g} samples/s")
+        size = max(sizes, key=lambda s: sizes[s]["both"]["samples_per_s"])
+        used = jobs[f"{name}, batch {size}"]
+        full = sum(job.tokens for job in used) / sum(job.positions for job in used)
+        table[name] = {**sizes[size], "batch_size": size, "fill": round(full, 3)}
+        table[name]["peak_gib"] = peaks[f"{name}, batch {size}"]
+    # Its attention is the square of a row: rows as they were planned.
+    make = StepBatches(dataset, seq_len=options.row)
+    text = [(step, make[step]) for step in steps if step.is_twin]
     table["torchtune"] = speeds(run_torchtune(text, options, dtype), lengths)
     return table
 
@@ -281,6 +310,7 @@ def prepare(
         accumulation=accumulation,
         seq_len=options.row if static else None,
         rows_per_step=options.rows if static else None,
+        one_row=not static,
     )
     return [make[step] for step in steps]
 
@@ -322,20 +352,46 @@ def peer_step(
     return run
 
 
-def run_ours(
-    run: Callable[[Step, list[Any]], None],
-    steps: Sequence[Step],
-    batches: Sequence[list[Any]],
-    options: argparse.Namespace,
-) -> dict[str, list[Run]]:
-    """Times of our steps; the first pair warms up."""
-    kinds: dict[str, list[Run]] = {"speech": [], "text": []}
-    for number, (step, made) in enumerate(zip(steps, batches, strict=True)):
-        taken = seconds(lambda s=step, m=made: run(s, m), options.device)
-        tokens = count_tokens(made)
-        if number >= 2:
-            kinds["text" if step.is_twin else "speech"].append((taken, len(step.samples), tokens))
-    return kinds
+def our_jobs(
+    run: Callable[[Step, list[Any]], None], steps: Sequence[Step], batches: Sequence[list[Any]]
+) -> list[Job]:
+    """Our steps; the first pair warms up."""
+    return [
+        Job(
+            "text" if step.is_twin else "speech",
+            partial(run, step, made),
+            len(step.samples),
+            count_tokens(made),
+            sum(batch["tokens"].numel() for batch in made),
+        )
+        for step, made in zip(steps, batches, strict=True)
+    ]
+
+
+def run_in_turns(
+    jobs: Mapping[str, Sequence[Job]], options: argparse.Namespace
+) -> tuple[dict[str, dict[str, list[Run]]], dict[str, float | None]]:
+    """Run the steps of all systems in rounds, so that a busy moment hits all of them.
+
+    Returns:
+        Of each system kind to its steps that were timed, all but the first of a kind, and the peak
+        memory of the first round.
+    """
+    runs: dict[str, dict[str, list[Run]]] = {name: {"speech": [], "text": []} for name in jobs}
+    peaks: dict[str, float | None] = {}
+    progress = tqdm(total=sum(len(j) - 2 for j in jobs.values()), desc="steps of all systems")
+    for number in range(ROUNDS):
+        for name, of_system in jobs.items():
+            first, *pairs = zip(of_system[::2], of_system[1::2], strict=True)
+            reset_peak(options)
+            for job in first:  # memory and caches as they are amid many steps of its own
+                job.run()
+            for job in (job for pair in pairs[number::ROUNDS] for job in pair):
+                taken = seconds(job.run, options.device)
+                runs[name][job.kind].append((taken, job.samples, job.tokens))
+                progress.update()
+            peaks.setdefault(name, peak_gib(options))
+    return runs, peaks
 
 
 def run_stage_a(
@@ -444,7 +500,7 @@ def peak_gib(options: argparse.Namespace) -> float | None:
     return None if options.device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
 
 
-def run_peer(
+def peer_jobs(
     run: Callable[[dict[str, Any]], None],
     make: Callable[..., list[list[int]]],
     lengths: Mapping[str, np.ndarray],
@@ -452,23 +508,19 @@ def run_peer(
     wanted: int,
     dataset: SyntheticDataset,
     options: argparse.Namespace,
-) -> dict[str, Any]:
-    """Speeds of the peer on batches that stand for all of its epoch."""
-    kinds: dict[str, list[Run]] = {}
-    real = computed = 0
+) -> list[Job]:
+    """Steps of the peer, speech and text in turn, on batches that stand for all of its epoch."""
+    jobs: dict[str, list[Job]] = {}
     for kind, of_kind in lengths.items():
         orders = of_kind.tolist()
         batches = make(orders if make is grouped_batches else len(orders), size)
         chosen = spread(batches, of_kind, max(2, round(wanted / size)))
-        run(peer_items(chosen[0], kind == "text", dataset))
-        kinds[kind] = []
-        for numbers in chosen:
+        jobs[kind] = []
+        for numbers in (chosen[0], *chosen):  # the first warms up
             batch = peer_items(numbers, kind == "text", dataset)
-            taken = seconds(lambda b=batch: run(b), options.device)
-            kinds[kind].append((taken, len(numbers), int(of_kind[numbers].sum())))
-            real, computed = real + kinds[kind][-1][2], computed + batch["tokens_bs"].numel()
-    fill_ = round(real / computed, 3)
-    return {**speeds(kinds, lengths), "batch_size": size, "fill": fill_}
+            tokens, positions = int(of_kind[numbers].sum()), batch["tokens_bs"].numel()
+            jobs[kind].append(Job(kind, partial(run, batch), len(numbers), tokens, positions))
+    return [job for pair in zip(*jobs.values(), strict=True) for job in pair]
 
 
 def spread(batches: list[list[int]], lengths: np.ndarray, count: int) -> list[list[int]]:

@@ -136,6 +136,7 @@ class LoRAFinetuneTextRecipe:
             accumulation=cfg.gradient_accumulation_steps,
             seq_len=cfg.max_seq_len if static else None,
             rows_per_step=cfg.rows_per_step if static else None,
+            one_row=not static,
         )
         first = self.plan.number
         loader = training.step_loader(

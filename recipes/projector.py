@@ -162,6 +162,7 @@ class ProjectorRecipe:
             accumulation=cfg.gradient_accumulation_steps,
             seq_len=cfg.max_seq_len if static else None,
             rows_per_step=cfg.rows_per_step if static else None,
+            one_row=not static,
             augment=cfg.spec_augment,
             seed=cfg.seed,
         )

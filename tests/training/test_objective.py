@@ -82,6 +82,7 @@ def test_packed_padded_and_one_by_one_agree(world, ctc_weight):
     ways = {
         "packed": StepBatches(dataset)[packed],
         "packed, in four batches": StepBatches(dataset, accumulation=4)[packed],
+        "packed, in one row": StepBatches(dataset, one_row=True)[packed],
         "packed, fixed length": StepBatches(dataset, seq_len=160)[packed],
         "packed, fixed shape": StepBatches(
             dataset, accumulation=2, seq_len=160, rows_per_step=len(packed.rows) + 5
@@ -90,6 +91,7 @@ def test_packed_padded_and_one_by_one_agree(world, ctc_weight):
         "one by one": StepBatches(dataset, accumulation=len(dataset))[padded],
     }
     assert len(ways["one by one"]) == len(dataset)
+    assert ways["packed, in one row"][0]["document_ids"].min() == 1  # no padding
     results = {
         name: loss_and_gradient(model, batches, ctc_weight=ctc_weight)
         for name, batches in ways.items()

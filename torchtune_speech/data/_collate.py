@@ -136,6 +136,8 @@ class StepBatches(Dataset):
         rows_per_step: rows of a full step. When given, all batches have the number of rows of a
             batch in a full step, smaller steps and text twins too. Together with ``seq_len`` all
             batches have one shape, so that nothing is compiled twice.
+        one_row: lay all samples of a batch in one row of whatever length, without padding: right
+            where attention looks at samples one by one, as on a CPU. Default False.
         augment: arguments of :func:`spec_augment`; None for no augmentation.
         seed: of the augmentation. A sample's masks depend on the seed, the step and the audio, not
             on where it is computed.
@@ -150,12 +152,13 @@ class StepBatches(Dataset):
         accumulation: int = 1,
         seq_len: int | None = None,
         rows_per_step: int | None = None,
+        one_row: bool = False,
         augment: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         self.dataset, self.rank, self.world_size = dataset, rank, world_size
         self.accumulation, self.seq_len = accumulation, seq_len
-        self.rows_per_step = rows_per_step
+        self.rows_per_step, self.one_row = rows_per_step, one_row
         self.augment, self.seed = dict(augment or {}), seed
         if self.augment and dataset.store is not None:
             self._try_augment(dataset.store.dim)
@@ -172,6 +175,8 @@ class StepBatches(Dataset):
         batches = []
         for start in range(0, most, per_batch):
             rows = [[self._item(i, step) for i in row] for row in mine[start : start + per_batch]]
+            if self.one_row:
+                rows = [[item for row in rows for item in row]]
             batches.append(
                 collate_rows(
                     rows,

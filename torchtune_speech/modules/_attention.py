@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchtune_speech.modules._packing import Packing
+from torchtune_speech.modules._short_attention import short_attention
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -77,28 +78,11 @@ def _attend(
     """Attention by the kernel that is fastest where the tensors are."""
     length = q_uhld.shape[2]
     if q_uhld.device.type == "cpu" and q_uhld.dtype == torch.bfloat16 and length <= _SHORT:
-        return _short_attention(q_uhld, k_uhld, v_uhld, mask, causal)
+        if mask is not None:  # [u, 1, 1, l]
+            mask = mask[:, 0, 0].repeat_interleave(q_uhld.shape[1], dim=0)
+        flat = (x.flatten(0, 1) for x in (q_uhld, k_uhld, v_uhld))
+        return short_attention(*flat, mask, causal).view(q_uhld.shape)
     return F.scaled_dot_product_attention(q_uhld, k_uhld, v_uhld, attn_mask=mask, is_causal=causal)
-
-
-def _short_attention(
-    q_uhld: Tensor, k_uhld: Tensor, v_uhld: Tensor, mask: Tensor | None, causal: bool
-) -> Tensor:
-    """Attention as two matrix products with all weights between them in memory.
-
-    A CPU's products in bfloat16 are that much faster than torch's fused kernel there, which
-    computes in float32: three times at 64 to 512 frames.
-    """
-    u, h, length, head_dim = q_uhld.shape
-    q, k, v = (x.flatten(0, 1) for x in (q_uhld, k_uhld, v_uhld))
-    bias = q.new_zeros(1, length, length)
-    if causal:
-        bias = bias.fill_(-torch.inf).triu_(1)
-    if mask is not None:  # [u, 1, 1, l]
-        bias = bias + bias.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-        bias = bias.expand(u, h, length, length).flatten(0, 1)
-    scores = torch.baddbmm(bias, q, k.mT, alpha=head_dim**-0.5)
-    return torch.bmm(scores.softmax(dim=-1), v).unflatten(0, (u, h))
 
 
 class PackedSelfAttention(nn.Module):

@@ -1,0 +1,39 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from torchtune_speech.modules import Packing, packed_attention
+from torchtune_speech.modules._short_attention import short_attention
+
+
+@pytest.mark.parametrize("length", [1, 5, 128, 129, 300])
+@pytest.mark.parametrize("kind", ["all", "causal", "masked"])
+def test_output_and_gradients_equal_torch_s_attention(length, kind):
+    torch.manual_seed(length)
+    q, k, v = (torch.randn(3, length, 8, requires_grad=True) for _ in range(3))
+    mask = torch.rand(3, length) < 0.6
+    mask[:, -1] = True
+    causal, mask = kind == "causal", mask if kind == "masked" else None
+    attn_mask = None if mask is None else mask[:, None]
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=causal)
+    found = short_attention(q, k, v, mask, causal)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (q, k, v), weights),
+        torch.autograd.grad(expected, (q, k, v), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_attention_in_bfloat16_is_that_of_float32_to_its_precision(causal):
+    torch.manual_seed(0)
+    packing = Packing.from_lengths(torch.tensor([200, 30, 7]), min_frames=1)
+    qkv = torch.randn(237, 3, 2, 16).bfloat16()
+    exact = packed_attention(qkv.float(), packing, causal)
+    assert len(packing.shapes) > 1
+    torch.testing.assert_close(
+        packed_attention(qkv, packing, causal).float(), exact, rtol=0.02, atol=0.02
+    )
