@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_qwen3 import make_qwen3
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+from transformers import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding, apply_rotary_pos_emb
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.models import (
@@ -43,9 +44,9 @@ def model(llm_dir):
 def test_rotary_equals_hugging_face_at_any_position():
     torch.manual_seed(0)
     x, positions = torch.randn(2, 5, 3, 12), torch.randint(200_000, (2, 5))
-    angles = positions[..., None] / 5e6 ** (torch.arange(0, 12, 2) / 12)
-    angles = torch.cat([angles, angles], dim=-1)
-    expected, _ = apply_rotary_pos_emb(x, x, angles.cos(), angles.sin(), unsqueeze_dim=2)
+    rope = {"rope_type": "default", "rope_theta": 5e6}
+    theirs = Qwen3RotaryEmbedding(Qwen3Config(head_dim=12, rope_parameters=rope))
+    expected, _ = apply_rotary_pos_emb(x, x, *theirs(x, positions), unsqueeze_dim=2)
     rotary = HalvesRotary(12, 5e6)
     torch.testing.assert_close(rotary(x, input_pos=positions), expected)
     counted = rotary(x, input_pos=torch.arange(5).expand(2, 5))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from torchtune_speech.models._attention_mask import SampleAttention
-from torchtune_speech.modules import Packing, apply_rotary, rotary_angles
+from torchtune_speech.modules import Packing, apply_rotary
 
 
 class HalvesRotary(nn.Module):
@@ -39,8 +39,11 @@ class HalvesRotary(nn.Module):
         """
         if input_pos is None:
             input_pos = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-        angles = rotary_angles(input_pos.flatten(), self.head_dim, self.base)
-        return apply_rotary(x.flatten(0, 1), angles).view_as(x)
+        exponents = torch.arange(0, self.head_dim, 2, device=x.device) / self.head_dim
+        # To the last bit as Hugging Face has it: at position 100,000 a rounding more or less of
+        # the frequency is a hundredth of a radian.
+        angles = input_pos.flatten()[:, None] * (1.0 / self.base**exponents)
+        return apply_rotary(x.flatten(0, 1), (angles.cos(), angles.sin())).view_as(x)
 
 
 class NormFirstAttention(SampleAttention):
