@@ -28,8 +28,9 @@ from tqdm import tqdm
 from torchtune_speech import config, training
 from torchtune_speech.data import (
     JOINED_TASKS,
-    Llama3ChatFormat,
+    ChatFormat,
     PromptTemplates,
+    chat_format,
     data_fingerprint,
     mcif_task,
     write_mcif_output,
@@ -115,7 +116,7 @@ class SpeechGenerateRecipe:
         found = {"llm": training.llm_fingerprint(cfg.llm_dir), "store": None}
         projector = config.instantiate(cfg.projector)
         tokenizer = config.instantiate(cfg.tokenizer)
-        self.chat = Llama3ChatFormat(tokenizer)
+        self.chat = chat_format(tokenizer)
         if (cfg.audio is None) == (cfg.dataset is None):
             raise InputError("dataset, audio: give one of the two, and set the other to null")
         if cfg.audio is not None:
@@ -169,7 +170,7 @@ class SpeechGenerateRecipe:
         return {**self.encoder.fingerprint(), "frame_average": cfg.frame_average}
 
     def _read_dataset(
-        self, projector: nn.Module | None, tokenizer: Llama3Tokenizer
+        self, projector: nn.Module | None, tokenizer: Llama3Tokenizer | ChatFormat
     ) -> dict[str, Any] | None:
         """Read the data set; returns the fingerprint of its frames, None when all is text."""
         lengths = {} if projector is None else {"output_length": projector.output_length}

@@ -23,7 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchtune_speech import config, training
-from torchtune_speech.data import Llama3ChatFormat, PromptTemplates, load_manifest, read_mcif_output
+from torchtune_speech.data import (
+    ChatFormat,
+    PromptTemplates,
+    chat_format,
+    load_manifest,
+    read_mcif_output,
+)
 from torchtune_speech.encoders import filter_bank_encoder, load_audio
 from torchtune_speech.evaluation import normalizer, repetition_loop, split_words, wer
 from torchtune_speech.features import average_frames
@@ -131,7 +137,7 @@ def study_policies(options: argparse.Namespace) -> None:
     cfg = OmegaConf.load(config.config_path("nano/speech_generate"))
     cfg.llm_dir = str(run / "llm")
     tokenizer = config.instantiate(cfg.tokenizer)
-    chat, templates = Llama3ChatFormat(tokenizer), PromptTemplates.from_yaml(cfg.templates)
+    chat, templates = chat_format(tokenizer), PromptTemplates.from_yaml(cfg.templates)
     recordings, texts = read_recordings(run / "data" / "test.jsonl", options.samples)
     table = []
     for name, checkpoint, waveforms, references in conditions(options, recordings, texts):
@@ -214,7 +220,7 @@ def load_model(cfg: Any, checkpoint: Path) -> SpeechLLM:
 @torch.no_grad()
 def make_prompts(
     model: SpeechLLM,
-    chat: Llama3ChatFormat,
+    chat: ChatFormat,
     templates: PromptTemplates,
     waveforms: Sequence[Tensor],
     frame_average: int,
@@ -230,7 +236,7 @@ def make_prompts(
 
 def answer(
     model: SpeechLLM,
-    chat: Llama3ChatFormat,
+    chat: ChatFormat,
     prompts: Sequence[Prompt],
     policy: str,
     options: argparse.Namespace,

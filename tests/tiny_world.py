@@ -5,14 +5,19 @@ from pathlib import Path
 
 import torch
 import yaml
+from tiny_qwen3 import make_qwen3
 from torchtune.models.llama3 import llama3_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from torchtune_speech import models
 from torchtune_speech.config import config_path
+from torchtune_speech.data import Qwen3ChatFormat, chat_format
 from torchtune_speech.features import FeatureWriter, finalize_store
 from torchtune_speech.nano._tokenizer import write_tokenizer
 
 DIM, FRAME_DIM = 32, 12
+FAMILIES = ("llama", "qwen3")
+_BUILDERS = {"llama": "speech_llama3_1_from_hf", "qwen3": "speech_qwen3_from_hf"}
 SENTENCES = [
     "The doctor waits in the garden.",
     "The nurse sings in the library every year.",
@@ -25,8 +30,10 @@ SENTENCES = [
 ]
 
 
-def make_llm(folder: Path, *, tie: bool = False, seed: int = 0) -> Path:
-    """A random Llama-3.1 in Hugging Face format, in float32."""
+def make_llm(folder: Path, *, family: str = "llama", tie: bool = False, seed: int = 0) -> Path:
+    """A random Llama-3.1, or Qwen3, in Hugging Face format, in float32."""
+    if family == "qwen3":
+        return make_qwen3(folder, tie=tie, seed=seed, dim=DIM)
     folder.mkdir(parents=True)
     vocab_size = write_tokenizer(folder)
     torch.manual_seed(seed)
@@ -55,8 +62,32 @@ def make_llm(folder: Path, *, tie: bool = False, seed: int = 0) -> Path:
     return folder
 
 
+def family_of(folder: Path) -> str:
+    """Family of a tiny LLM; of a folder with a tokenizer alone, Llama."""
+    file = folder / "config.json"
+    return json.loads(file.read_text())["model_type"] if file.exists() else "llama"
+
+
+def builder_name(family: str, lora: bool = False) -> str:
+    """What builds a SpeechLLM of a folder of this family, as configs name it."""
+    return f"torchtune_speech.models.{'lora_' if lora else ''}{_BUILDERS[family]}"
+
+
+def build_llm(folder: Path, *args, **lora):
+    """A SpeechLLM of a folder, without its weights; with LoRA if a setting of LoRA is given."""
+    name = builder_name(family_of(folder), bool(lora)).rsplit(".", 1)[1]
+    return getattr(models, name)(str(folder), *args, **lora)
+
+
+def make_chat(folder: Path):
+    """Chat format of the tiny LLM."""
+    return chat_format(make_tokenizer(folder))
+
+
 def make_tokenizer(folder: Path):
-    """torchtune's tokenizer of the tiny LLM."""
+    """torchtune's tokenizer of the tiny Llama, or the chat format of the tiny Qwen3."""
+    if family_of(folder) == "qwen3":
+        return Qwen3ChatFormat(str(folder))
     return llama3_tokenizer(str(folder / "tokenizer.model"), str(folder / "tokenizer.json"))
 
 
@@ -131,6 +162,12 @@ def write_config(world, recipe, **changes):
     """The packaged nano config, pointed at the tiny world."""
     cfg = yaml.safe_load(open(config_path(f"nano/{recipe}")))
     cfg["llm_dir"] = str(world / "llm")
+    if (family := family_of(world / "llm")) != "llama":
+        cfg["model"]["_component_"] = builder_name(family, "lora_rank" in cfg["model"])
+        cfg["tokenizer"] = {
+            "_component_": "torchtune_speech.data.Qwen3ChatFormat",
+            "path": "${llm_dir}",
+        }
     for name in ("dataset", "eval_dataset"):
         if cfg.get(name):
             cfg[name]["manifest"] = str(world / "data" / "manifest.jsonl")

@@ -152,6 +152,24 @@ def test_the_8b_configs_follow_the_paper():
     assert stages["speech_generate"].frame_average == 3
 
 
+def test_the_4b_configs_follow_the_paper():
+    """arXiv 2607.01960; its projector has no config yet."""
+    stages = stages_of("qwen3_4b")
+    fuse, text = stages["multimodal_fuse"], stages["lora_finetune_text"]
+    assert fuse.mixture.task == {"asr": 0.3, "st": 0.4, "sqa": 0.3}
+    assert fuse.mixture.language.st == {"de": 0.4, "it": 0.4, "zh": 0.2}
+    assert fuse.mixture.language.sqa == "uniform" and fuse.paired is True
+    assert (fuse.learning_rate.projector.lr, fuse.learning_rate.lora.lr) == (5e-5, 1e-5)
+    assert fuse.max_steps == 3000
+    assert (text.model.lora_rank, text.model.lora_alpha, text.model.lora_dropout) == (8, 16, 0)
+    assert (text.learning_rate.lora.lr, text.learning_rate.lora.warmup_steps) == (3e-4, 100)
+    assert (text.optimizer.weight_decay, text.max_steps) == (0.1, 30_000)
+    answer = stages["speech_generate"]
+    assert (answer.frame_average, answer.encoder.layer) == (2, 24)
+    assert (answer.num_beams, answer.temperature, answer.max_new_tokens) == (1, 0, 100)
+    assert {cfg.dataset.templates for cfg in (fuse, text, stages["projector"])} == {"nle_2026"}
+
+
 @pytest.mark.parametrize("stage", [s for s, trained in STAGES.items() if trained])
 def test_the_commented_logger_works_when_uncommented(stage):
     text = config_path(f"llama3_1_8b/{stage}").read_text()

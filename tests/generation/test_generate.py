@@ -8,8 +8,16 @@ import sys
 
 import pytest
 import torch
-from tiny_world import DIM, FRAME_DIM, make_data, make_llm, make_tokenizer
-from transformers import LlamaForCausalLM
+from tiny_world import (
+    DIM,
+    FAMILIES,
+    FRAME_DIM,
+    build_llm,
+    make_data,
+    make_llm,
+    make_tokenizer,
+)
+from transformers import AutoModelForCausalLM
 
 from torchtune_speech.datasets import speech_dataset
 from torchtune_speech.files import read_jsonl
@@ -23,13 +31,13 @@ from torchtune_speech.generation import (
     predict,
 )
 from torchtune_speech.generation._tokenwise import _Row
-from torchtune_speech.models import load_hf_weights, speech_llama3_1_from_hf, transformer_projector
+from torchtune_speech.models import load_hf_weights, transformer_projector
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    llm_dir = make_llm(folder / "llm")
+    llm_dir = make_llm(folder / "llm", family=getattr(request, "param", "llama"))
     data = make_data(folder / "data")
     torch.manual_seed(0)
     projector = transformer_projector(FRAME_DIM, DIM, embed_dim=16, num_layers=1, num_heads=2)
@@ -41,7 +49,7 @@ def world(tmp_path_factory):
         output_length=projector.output_length,
     )
     dataset.llm_dir = llm_dir
-    model = speech_llama3_1_from_hf(str(llm_dir), projector)
+    model = build_llm(llm_dir, projector)
     model.load_state_dict(load_hf_weights(llm_dir), strict=False)
     return model, dataset
 
@@ -81,6 +89,7 @@ def answer_without_cache(model, prompt, chat, max_new_tokens):
     return new
 
 
+@pytest.mark.parametrize("world", FAMILIES, indirect=True)
 def test_caches_equal_recomputation(world):
     model, dataset = world
     prompts = prompts_of(dataset)
@@ -90,6 +99,7 @@ def test_caches_equal_recomputation(world):
     assert len({tuple(a.tokens) for a in got}) > 5  # answers that depend on the prompt
 
 
+@pytest.mark.parametrize("world", FAMILIES, indirect=True)
 @pytest.mark.parametrize(
     "decoding",
     [
@@ -195,11 +205,12 @@ def test_caches_follow_beams_that_return_from_loops(world, small_cycles, policy)
         assert generate(model, [prompt], decoding, **asked) == [answer]
 
 
+@pytest.mark.parametrize("world", FAMILIES, indirect=True)
 @pytest.mark.parametrize("penalty", [-0.5, 0.0, 1.0, 2.0])
 @pytest.mark.parametrize("beams", [2, 4])
 def test_beams_equal_those_of_hugging_face(world, beams, penalty):
     model, dataset = world
-    theirs = LlamaForCausalLM.from_pretrained(dataset.llm_dir).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(dataset.llm_dir).eval()
     prompts = [p for p in prompts_of(dataset) if not p.frames]
     placeholder = dataset.chat.placeholder_id
     for stop_ids in ([5, 9], list(range(20, 120))):
@@ -219,11 +230,12 @@ def test_beams_equal_those_of_hugging_face(world, beams, penalty):
                 length_penalty=penalty,
                 do_sample=False,
                 eos_token_id=stop_ids,
-                pad_token_id=0,
+                pad_token_id=stop_ids[0],
                 suppress_tokens=[placeholder],
+                renormalize_logits=True,  # what is suppressed has no share of the probability
                 early_stopping=False,
             )[0, len(prompt.tokens) :].tolist()
-            assert answer.tokens == [t for t in tokens if t not in stop_ids and t != 0]
+            assert answer.tokens == [t for t in tokens if t not in stop_ids]
 
 
 def test_batches_hold_samples_of_like_length(world):

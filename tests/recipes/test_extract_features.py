@@ -355,7 +355,7 @@ def test_dry_run_writes_nothing(data, tmp_path, manifest, capfd):
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("name", ["nano", "an4", "llama3_1_8b"])
+@pytest.mark.parametrize("name", ["nano", "an4", "llama3_1_8b", "qwen3_4b"])
 def test_shipped_configs(name):
     file = ROOT / "configs" / name / "extract_features.yaml"
     assert file.read_text().startswith("# Recipe: extract_features - ")
@@ -363,4 +363,4 @@ def test_shipped_configs(name):
     assert set(cfg) <= set(extract_features.KEYS)
     extract_features.ExtractFeaturesRecipe(cfg)
     encoder = config.instantiate(cfg.encoder, device="meta")
-    assert encoder.dim == {"nano": 160, "an4": 160, "llama3_1_8b": 1024}[name]
+    assert encoder.dim == (160 if name in ("nano", "an4") else 1024)

@@ -18,6 +18,22 @@ TRAINED = {
 }
 
 
+# Parameters of the LLM and of LoRA, r (in + out) for q, k, v, o and the three matrices of the
+# feed-forward network in each layer; GiB of frozen weights.
+REAL = {
+    "llama3_1_8b": (
+        8_030_261_248,
+        32 * 8 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)),
+        "14.96",
+    ),
+    "qwen3_4b": (
+        4_022_468_096,
+        36 * 8 * (2 * (2560 + 4096) + 2 * (2560 + 1024) + 3 * (2560 + 9728)),
+        "7.49",
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
@@ -40,10 +56,11 @@ def step_table(text):
 
 
 @pytest.mark.parametrize("recipe", TRAINED)
-def test_8b_without_any_file(recipe, run_recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("family", REAL)
+def test_real_sizes_without_any_file(family, recipe, run_recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    name = f"llama3_1_8b/{recipe}"
+    name, (llm, lora, frozen) = f"{family}/{recipe}", REAL[family]
     words = ["llm_dir=nowhere", "output_dir=out", "dry_run=true"]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     code, out, _ = run_recipe(recipe, "--config", name, *words)
@@ -51,13 +68,11 @@ def test_8b_without_any_file(recipe, run_recipe, tmp_path, monkeypatch):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
     assert list(tmp_path.iterdir()) == []
     counts = numbers(out)
-    assert counts["llm"] == 8_030_261_248
-    # r (in + out) for q, k, v, o and the three matrices of the feed-forward network, 32 layers.
-    lora = 32 * 8 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    assert counts["llm"] == llm
     assert counts["lora"] == ("lora" in TRAINED[recipe]) * lora
     assert (counts["projector"] > 40e6) == ("projector" in TRAINED[recipe])
     assert counts["trainable"] == sum(counts[part] for part in TRAINED[recipe])
-    assert re.search(r"frozen weights +14.96 GiB +14.96 GiB +bf16\n", out)
+    assert re.search(rf"frozen weights +{frozen} GiB +{frozen} GiB +bf16\n", out)
     notes = [line for line in out.splitlines() if "SYNTHETIC" in line]
     assert len(notes) == 1 and "data/europarl_st/train.jsonl" in notes[0]
     rows = step_table(out)

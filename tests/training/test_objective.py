@@ -6,13 +6,20 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tiny_world import DIM, FRAME_DIM, make_data, make_llm, make_tokenizer
+from tiny_world import (
+    DIM,
+    FAMILIES,
+    FRAME_DIM,
+    build_llm,
+    make_data,
+    make_llm,
+    make_tokenizer,
+)
 
 from torchtune_speech.data import IGNORE_INDEX, Plan, Source, StepBatches
 from torchtune_speech.datasets import speech_dataset
 from torchtune_speech.models import (
     load_hf_weights,
-    lora_speech_llama3_1_from_hf,
     transformer_projector,
 )
 from torchtune_speech.training import (
@@ -33,9 +40,9 @@ ROWS = (((0,), (1, 2), (3,)), ((4, 5), (6,)), ((7,),))
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    llm_dir = make_llm(folder / "llm")
+    llm_dir = make_llm(folder / "llm", family=getattr(request, "param", "llama"))
     data = make_data(folder / "data")
     torch.manual_seed(0)
     projector = transformer_projector(
@@ -49,7 +56,7 @@ def world(tmp_path_factory):
         output_length=projector.output_length,
         ctc="characters",
     )
-    model = lora_speech_llama3_1_from_hf(str(llm_dir), projector)
+    model = build_llm(llm_dir, projector, lora_rank=8)
     lora = {k: torch.randn_like(v) * 0.05 for k, v in initial_lora(model, 0).items()}
     model.load_state_dict(load_hf_weights(llm_dir) | lora, strict=False)
     return model, dataset
@@ -74,6 +81,7 @@ def loss_and_gradient(model, batches, **options):
     return losses, torch.cat([g.flatten() for g in grads.values() if g is not None])
 
 
+@pytest.mark.parametrize("world", FAMILIES, indirect=True)
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
 def test_packed_padded_and_one_by_one_agree(world, ctc_weight):
     model, dataset = world
@@ -105,6 +113,7 @@ def test_packed_padded_and_one_by_one_agree(world, ctc_weight):
         assert losses.supervised_tokens == expected.supervised_tokens, name
 
 
+@pytest.mark.parametrize("world", FAMILIES, indirect=True)
 def test_a_sample_in_a_row_does_not_see_its_neighbours(world):
     model, dataset = world
     step = first_step(dataset)
@@ -337,6 +346,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_alone(world, fus
     assert not all(map(torch.equal, before, everything()))
 
 
+@pytest.mark.parametrize("world", FAMILIES, indirect=True)
 def test_compiled_layers_give_the_same_loss_and_are_compiled_once(world):
     """The last layer, whose number of positions differs from step to step, is not compiled."""
     model, dataset = world

@@ -1,5 +1,6 @@
 """Manifests, prompts, interleaving, batch planning, collation: tokens and lengths, no weights."""
 
+from torchtune_speech.data._chat import ChatFormat, chat_format
 from torchtune_speech.data._collate import Batch, StepBatches, collate_rows
 from torchtune_speech.data._ctc_labels import CharacterLabels, CTCLabels, TokenLabels, ctc_labels
 from torchtune_speech.data._dataset import SpeechDataset
@@ -7,9 +8,9 @@ from torchtune_speech.data._folder import FolderReport, manifest_from_folder
 from torchtune_speech.data._interleave import (
     IGNORE_INDEX,
     InterleaveSpeech,
-    Llama3ChatFormat,
     next_token_labels,
 )
+from torchtune_speech.data._llama3_chat import Llama3ChatFormat
 from torchtune_speech.data._manifest import (
     BadRow,
     load_manifest,
@@ -30,6 +31,7 @@ from torchtune_speech.data._mixture import plan_sources
 from torchtune_speech.data._pack import pack_best_fit
 from torchtune_speech.data._plan import Plan, Source, Step, fill
 from torchtune_speech.data._prompts import PromptTemplates
+from torchtune_speech.data._qwen3_chat import Qwen3ChatFormat
 from torchtune_speech.data._sample import (
     AudioCut,
     Sample,
@@ -45,6 +47,7 @@ __all__ = [
     "Batch",
     "CTCLabels",
     "CharacterLabels",
+    "ChatFormat",
     "FolderReport",
     "IGNORE_INDEX",
     "InterleaveSpeech",
@@ -53,6 +56,7 @@ __all__ = [
     "McifOutput",
     "Plan",
     "PromptTemplates",
+    "Qwen3ChatFormat",
     "Sample",
     "Source",
     "SpeechDataset",
@@ -60,6 +64,7 @@ __all__ = [
     "StepBatches",
     "TokenLabels",
     "collate_rows",
+    "chat_format",
     "ctc_labels",
     "data_fingerprint",
     "fill",

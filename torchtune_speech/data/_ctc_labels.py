@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Protocol
 
-from torchtune_speech.data._interleave import Llama3ChatFormat
+from torchtune_speech.data._chat import ChatFormat
 from torchtune_speech.errors import InputError
 
 
@@ -47,7 +47,7 @@ class TokenLabels:
         chat: the LLM's chat format, for its tokenizer.
     """
 
-    def __init__(self, chat: Llama3ChatFormat) -> None:
+    def __init__(self, chat: ChatFormat) -> None:
         self._chat = chat
         self.size = chat.vocab_size + 1
 
@@ -60,7 +60,7 @@ class TokenLabels:
         return self._chat.decode([i - 1 for i in labels])
 
 
-def ctc_labels(kind: str | None, chat: Llama3ChatFormat) -> CTCLabels | None:
+def ctc_labels(kind: str | None, chat: ChatFormat) -> CTCLabels | None:
     """A label set by name.
 
     Args:

@@ -8,8 +8,9 @@ from torch import Tensor
 from torchtune.utils import get_logger
 from tqdm import tqdm
 
+from torchtune_speech.data._chat import ChatFormat
 from torchtune_speech.data._ctc_labels import CTCLabels
-from torchtune_speech.data._interleave import InterleaveSpeech, Llama3ChatFormat
+from torchtune_speech.data._interleave import InterleaveSpeech
 from torchtune_speech.data._prompts import PromptTemplates
 from torchtune_speech.data._sample import Sample, text_twin
 from torchtune_speech.errors import InputError
@@ -40,7 +41,7 @@ class SpeechDataset:
         self,
         samples: Sequence[Sample],
         *,
-        chat: Llama3ChatFormat,
+        chat: ChatFormat,
         templates: PromptTemplates,
         store: FeatureStore | None = None,
         output_length: Callable[[int], int] = int,

@@ -7,10 +7,11 @@ from typing import Any
 from torchtune.models.llama3 import Llama3Tokenizer
 
 from torchtune_speech.data import (
-    Llama3ChatFormat,
+    ChatFormat,
     PromptTemplates,
     Sample,
     SpeechDataset,
+    chat_format,
     ctc_labels,
     load_manifest,
     text_twin,
@@ -22,7 +23,7 @@ from torchtune_speech.features import FeatureStore
 def speech_dataset(
     manifest: str | Sequence[str],
     *,
-    tokenizer: Llama3Tokenizer,
+    tokenizer: Llama3Tokenizer | ChatFormat,
     max_seq_len: int,
     features: str | None = None,
     frame_average: int | None = None,
@@ -41,7 +42,7 @@ def speech_dataset(
 
     Args:
         manifest: file or files.
-        tokenizer: of the LLM.
+        tokenizer: of the LLM, torchtune's for Llama 3 or a chat format with its own.
         max_seq_len: longest allowed sample, in tokens.
         features: folder of the feature store; None when all samples are text.
         frame_average: frames averaged at reading, when the store holds them one by one.
@@ -82,7 +83,7 @@ def speech_dataset(
                 "dataset.text_twins: no sample has a text twin; st and sqa rows have one when "
                 "they have source_text"
             )
-    chat = Llama3ChatFormat(tokenizer)
+    chat = chat_format(tokenizer)
     return SpeechDataset(
         [copy for sample in samples for copy in at_speeds(sample, speeds)],
         chat=chat,

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from torchtune_speech.data import (
     AudioCut,
+    ChatFormat,
     InterleaveSpeech,
-    Llama3ChatFormat,
     PromptTemplates,
     Sample,
 )
@@ -29,7 +29,7 @@ def answer_audio(
     waveform: Tensor,
     instruction: str,
     *,
-    chat: Llama3ChatFormat,
+    chat: ChatFormat,
     templates: PromptTemplates,
     windows: Sequence[tuple[float, float]] = (),
     join: bool = True,
@@ -137,7 +137,7 @@ def audio_prompt(
     instruction: str,
     *,
     model: SpeechLLM,
-    chat: Llama3ChatFormat,
+    chat: ChatFormat,
     templates: PromptTemplates,
 ) -> Prompt:
     """The prompt of an instruction about encoder frames.

@@ -7,7 +7,9 @@ from torchtune_speech.models._attention_mask import (
     sample_attention,
 )
 from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer
+from torchtune_speech.models._hf_config import FAMILIES, Family, family_of, read_hf_config
 from torchtune_speech.models._hf_weights import (
+    check_rotary_base,
     check_shapes,
     export_merged,
     load_hf_weights,
@@ -23,11 +25,11 @@ from torchtune_speech.models._llama3_1 import (
     lora_speech_llama3_1,
     lora_speech_llama3_1_8b,
     lora_speech_llama3_1_from_hf,
-    read_hf_config,
     speech_llama3_1,
     speech_llama3_1_8b,
     speech_llama3_1_from_hf,
 )
+from torchtune_speech.models._norm_first_attention import HalvesRotary, NormFirstAttention
 from torchtune_speech.models._projectors import (
     conformer_projector,
     mlp_projector,
@@ -42,33 +44,57 @@ from torchtune_speech.models._quantize import (
     quantize_weight,
     weight_bytes,
 )
+from torchtune_speech.models._qwen3 import (
+    lora_speech_qwen3,
+    lora_speech_qwen3_4b,
+    lora_speech_qwen3_from_hf,
+    qwen3_shape_from_hf,
+    speech_qwen3,
+    speech_qwen3_4b,
+    speech_qwen3_from_hf,
+)
+from torchtune_speech.models._qwen3_decoder import QWEN3_4B, lora_qwen3, qwen3, qwen3_4b
 from torchtune_speech.models._speech_llm import SpeechLLM, splice_speech
 
 __all__ = [
+    "FAMILIES",
     "LLAMA3_1_8B",
     "QUANTIZATIONS",
+    "QWEN3_4B",
     "DecodingCache",
-    "SampleAttention",
+    "Family",
     "Float8Weight",
+    "HalvesRotary",
+    "NormFirstAttention",
+    "SampleAttention",
     "SpeechLLM",
     "block_causal_mask",
     "cached_layer",
     "check_quantize",
+    "check_rotary_base",
     "check_shapes",
     "conformer_projector",
     "dense_causal_mask",
     "export_merged",
+    "family_of",
     "is_quantized",
     "llama_shape_from_hf",
     "load_hf_weights",
     "load_peft_adapter",
+    "lora_qwen3",
     "lora_speech_llama3_1",
     "lora_speech_llama3_1_8b",
     "lora_speech_llama3_1_from_hf",
+    "lora_speech_qwen3",
+    "lora_speech_qwen3_4b",
+    "lora_speech_qwen3_from_hf",
     "mlp_projector",
     "peft_config",
     "quantize_frozen",
     "quantize_weight",
+    "qwen3",
+    "qwen3_4b",
+    "qwen3_shape_from_hf",
     "read_adapter_config",
     "read_hf_config",
     "read_safetensors",
@@ -76,6 +102,9 @@ __all__ = [
     "speech_llama3_1",
     "speech_llama3_1_8b",
     "speech_llama3_1_from_hf",
+    "speech_qwen3",
+    "speech_qwen3_4b",
+    "speech_qwen3_from_hf",
     "splice_speech",
     "to_peft",
     "transformer_projector",

@@ -19,7 +19,8 @@ def replace_parts(decoder: TransformerDecoder) -> None:
         decoder: torchtune decoder; changed in place.
     """
     for layer in decoder.layers:
-        layer.attn = SampleAttention(layer.attn)
+        if not isinstance(layer.attn, SampleAttention):
+            layer.attn = SampleAttention(layer.attn)
         mlp = layer.mlp
         if type(mlp) is FeedForward and mlp.w3 is not None and isinstance(mlp.activation, nn.SiLU):
             layer.mlp = GatedFeedForward(mlp)

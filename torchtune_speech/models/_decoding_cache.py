@@ -15,6 +15,7 @@ from torchtune.modules import (
     TransformerSelfAttentionLayer,
 )
 
+from torchtune_speech.models._norm_first_attention import NormFirstAttention
 from torchtune_speech.models._quantize import is_quantized
 
 # From here on rows times weight is as fast.
@@ -240,12 +241,15 @@ def _queries_keys_values(
         few_rows_linear(project, x_td).unflatten(-1, (-1, attn.head_dim))
         for project in (attn.q_proj, attn.k_proj, attn.v_proj)
     )
+    norm_first = isinstance(attn, NormFirstAttention)
+    if norm_first:
+        q, k = attn.q_norm(q), attn.k_norm(k)
     if attn.pos_embeddings is not None:
         both = torch.cat([q, k], dim=1)[None]  # one call for both
         both = attn.pos_embeddings(both, input_pos=positions_t[None])[0]
         q, k = both.split([q.shape[1], k.shape[1]], dim=1)
     # torchtune's order: normalised after the rotary embedding.
-    if attn.q_norm is not None:
+    if attn.q_norm is not None and not norm_first:
         q, k = attn.q_norm(q), attn.k_norm(k)
     return q, k, v
 

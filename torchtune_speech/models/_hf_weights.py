@@ -10,17 +10,12 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torchtune.models.convert_weights import (
-    hf_to_tune,
-    tune_to_hf,
-    tune_to_peft_adapter_config,
-    tune_to_peft_adapter_weights,
-)
+from torchtune.models.convert_weights import get_mapped_key, tune_to_peft_adapter_config
 from torchtune.modules.peft import get_lora_module_names, get_merged_lora_ckpt
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.files import atomic_write
-from torchtune_speech.models._llama3_1 import read_hf_config
+from torchtune_speech.models._hf_config import family_of, read_hf_config, rope_settings
 
 _PEFT_PREFIX = "base_model.model."
 _PEFT_TO_TUNE = {
@@ -32,6 +27,7 @@ _PEFT_TO_TUNE = {
     "mlp.down_proj": "mlp.w2",
     "mlp.up_proj": "mlp.w3",
 }
+_TUNE_TO_PEFT = {ours: theirs for theirs, ours in _PEFT_TO_TUNE.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -86,20 +82,34 @@ def load_hf_weights(path: str | Path) -> dict[str, Tensor]:
         State dict for ``model.load_state_dict(..., strict=False)``.
 
     Raises:
-        InputError: if files are missing or damaged.
+        InputError: if files are missing or damaged, or the family is unknown.
     """
     config = read_hf_config(path)
+    family = family_of(config, path)
     tensors = read_safetensors(Path(path))
     if config.get("tie_word_embeddings"):
         tensors.pop("lm_head.weight", None)
     try:
-        converted = hf_to_tune(tensors, **_head_shape(config))
+        _check_heads(tensors, config)
+        converted = {
+            get_mapped_key(name, family.names): _rotary_rows(name, tensor, config, to_pairs=True)
+            for name, tensor in tensors.items()
+            if "rotary_emb.inv_freq" not in name
+        }
     except Exception as error:  # torchtune raises nothing more exact for a name it does not know
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path}: its weights do not fit its config.json ({reason}); download the model again"
         ) from error
     return {f"decoder.{name}": tensor for name, tensor in converted.items()}
+
+
+def _check_heads(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    for name, tensor in tensors.items():
+        if name.endswith("q_proj.weight") and tensor.shape[0] != heads * head_dim:
+            raise ValueError(f"{name} has {tensor.shape[0]} rows, not {heads} x {head_dim}")
 
 
 def export_merged(
@@ -126,8 +136,13 @@ def export_merged(
     dtype = merged["decoder.tok_embeddings.weight"].dtype
     merged = {name.removeprefix("decoder."): t.float() for name, t in merged.items()}
     merged = get_merged_lora_ckpt(merged, rank=adapter["r"], alpha=adapter["lora_alpha"])
-    hf = tune_to_hf(merged, **_head_shape(config))
-    weights = {name: t.to(dtype).contiguous() for name, t in hf.items()}
+    hf_names = {ours: theirs for theirs, ours in family_of(config, llm_dir).names.items()}
+    weights = {
+        get_mapped_key(name, hf_names): _rotary_rows(name, t, config, to_pairs=False)
+        .to(dtype)
+        .contiguous()
+        for name, t in merged.items()
+    }
     with atomic_write(out) as part:
         part.mkdir()
         for file in Path(llm_dir).iterdir():
@@ -162,10 +177,15 @@ def to_peft(adapter: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Ten
     Returns:
         Name to tensor as in ``adapter_model.safetensors``.
     """
-    return {
-        k: v.contiguous()
-        for k, v in tune_to_peft_adapter_weights(adapter, **_head_shape(config)).items()
-    }
+    weights = {}
+    for name, tensor in adapter.items():
+        _, layer, part, projection, matrix, _ = name.split(".")
+        theirs = f"model.layers.{layer}.{_TUNE_TO_PEFT[f'{part}.{projection}']}"
+        matrix = {"lora_a": "lora_A", "lora_b": "lora_B"}[matrix]
+        weights[f"{_PEFT_PREFIX}{theirs}.{matrix}.weight"] = _rotary_rows(
+            name, tensor, config, to_pairs=False
+        ).contiguous()
+    return weights
 
 
 def peft_config(
@@ -226,8 +246,8 @@ def read_adapter_config(path: str | Path) -> dict[str, Any]:
 def load_peft_adapter(path: str | Path, llm_dir: str | Path) -> dict[str, Tensor]:
     """LoRA weights of a PEFT folder under the names of :class:`SpeechLLM`.
 
-    The inverse of :func:`to_peft`, bit for bit: torchtune stores the rows of q and k with the two
-    halves of each head interleaved, Hugging Face one half after the other.
+    The inverse of :func:`to_peft`, bit for bit: for Llama, torchtune stores the rows of q and k
+    with the two halves of each head interleaved, Hugging Face one half after the other.
 
     Args:
         path: folder with ``adapter_model.safetensors``.
@@ -244,9 +264,9 @@ def load_peft_adapter(path: str | Path, llm_dir: str | Path) -> dict[str, Tensor
         raise InputError(
             f"{path}: no adapter_model.safetensors; give a checkpoint folder with a LoRA adapter"
         )
-    shape = _head_shape(read_hf_config(llm_dir))
+    config = read_hf_config(llm_dir)
     return {
-        _tune_adapter_name(name, file): _tune_adapter_rows(name, tensor, shape)
+        _tune_adapter_name(name, file): _rotary_rows(name, tensor, config, to_pairs=True)
         for name, tensor in read_safetensors(file).items()
     }
 
@@ -265,21 +285,53 @@ def _tune_adapter_name(name: str, file: Path) -> str:
     return f"decoder.layers.{match[1]}.{_PEFT_TO_TUNE[match[2]]}.lora_{match[3].lower()}.weight"
 
 
-def _tune_adapter_rows(name: str, tensor: Tensor, shape: dict[str, int]) -> Tensor:
-    heads = {"q_proj": shape["num_heads"], "k_proj": shape["num_kv_heads"]}.get(name.split(".")[-3])
-    if heads is None or "lora_B" not in name:
-        return tensor
-    rows, rank = tensor.shape
-    return tensor.view(heads, 2, rows // heads // 2, rank).transpose(1, 2).reshape(rows, rank)
+def _rotary_rows(name: str, tensor: Tensor, config: dict[str, Any], *, to_pairs: bool) -> Tensor:
+    """Rows of q and k as the rotary embedding at the other end wants them.
 
+    Hugging Face's turns the two halves of a head, torchtune's Llama neighbouring pairs. Rows are
+    those of the projections and of LoRA's second matrices; whatever else comes back as it is.
 
-def _head_shape(config: dict[str, Any]) -> dict[str, int]:
+    Args:
+        name: of the weight, Hugging Face's or torchtune's.
+        tensor: the weight.
+        config: ``config.json`` of the LLM.
+        to_pairs: halves to pairs, the way into torchtune; else pairs to halves.
+
+    Returns:
+        The weight, its rows reordered where the family needs it.
+    """
     heads = config["num_attention_heads"]
-    return {
-        "num_heads": heads,
-        "num_kv_heads": config.get("num_key_value_heads") or heads,
-        "dim": config["hidden_size"],
-    }
+    if ".k_proj." in name:
+        heads = config.get("num_key_value_heads") or heads
+    elif ".q_proj." not in name:
+        return tensor
+    if "lora_a" in name.lower() or not family_of(config).rotary_pairs:
+        return tensor
+    half = tensor.shape[0] // heads // 2
+    sides = (2, half) if to_pairs else (half, 2)
+    return tensor.unflatten(0, (heads, *sides)).transpose(1, 2).reshape(tensor.shape)
+
+
+def check_rotary_base(model: torch.nn.Module, path: str | Path) -> None:
+    """Refuse a model whose rotary base is not that of the LLM's folder.
+
+    Nothing else would tell: models of one shape differ in it, as Qwen3-4B and
+    Qwen3-4B-Instruct-2507 do.
+
+    Args:
+        model: a :class:`SpeechLLM`, may be on the meta device.
+        path: Hugging Face folder of the LLM.
+
+    Raises:
+        InputError: saying both bases.
+    """
+    theirs = rope_settings(read_hf_config(path))["rope_theta"]
+    ours = getattr(model.decoder.layers[0].attn.pos_embeddings, "base", None)
+    if theirs is not None and ours is not None and theirs != ours:
+        raise InputError(
+            f"{path}/config.json: rope_theta is {theirs:g}, the model's rope_base {ours:g}; "
+            "use the builder of that LLM, or set model.rope_base"
+        )
 
 
 def check_shapes(model: torch.nn.Module, weights: dict[str, Tensor], origin: str | Path) -> None:

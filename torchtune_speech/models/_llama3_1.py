@@ -1,6 +1,5 @@
 """SpeechLLM builders over torchtune's Llama-3.1 decoders."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torchtune.models import llama3_2
 from torchtune.modules.peft import LORA_ATTN_MODULES
 
 from torchtune_speech.errors import InputError
+from torchtune_speech.models._hf_config import read_hf_config, rope_settings
 from torchtune_speech.models._speech_llm import SpeechLLM
 
 ALL_ATTN_MODULES: tuple[LORA_ATTN_MODULES, ...] = ("q_proj", "k_proj", "v_proj", "output_proj")
@@ -234,8 +234,7 @@ def llama_shape_from_hf(path: str | Path) -> dict[str, Any]:
             f"{where}: head_dim {config['head_dim']} is not hidden_size / num_attention_heads; "
             "torchtune's Llama builders cannot express that, use another model"
         )
-    # transformers 5 writes rope_parameters, earlier versions rope_scaling and rope_theta.
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = rope_settings(config)
     return {
         "vocab_size": config["vocab_size"],
         "num_layers": config["num_hidden_layers"],
@@ -245,38 +244,14 @@ def llama_shape_from_hf(path: str | Path) -> dict[str, Any]:
         "max_seq_len": config["max_position_embeddings"],
         "intermediate_dim": config["intermediate_size"],
         "norm_eps": config.get("rms_norm_eps", 1e-5),
-        "rope_base": int(rope.get("rope_theta") or config.get("rope_theta") or 500_000),
+        "rope_base": int(rope["rope_theta"] or 500_000),
         "scale_factor": _rope_scale(rope, where),
         "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
 
 
-def read_hf_config(path: str | Path) -> dict[str, Any]:
-    """The ``config.json`` of a Hugging Face model folder.
-
-    Args:
-        path: the folder.
-
-    Returns:
-        The parsed file.
-
-    Raises:
-        InputError: if the folder or the file is absent, or not JSON.
-    """
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        raise InputError(
-            f"{path}: no config.json there; give the folder of a Hugging Face model "
-            "(download one with `tune download`)"
-        )
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}: not valid JSON ({error}); download the model again") from None
-
-
 def _rope_scale(rope: dict[str, Any], where: str) -> float:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = rope["rope_type"]
     if kind == "default":
         return 1
     fixed = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}

@@ -18,6 +18,7 @@ from torchtune_speech.errors import InputError
 from torchtune_speech.models import (
     SpeechLLM,
     check_quantize,
+    check_rotary_base,
     check_shapes,
     is_quantized,
     load_hf_weights,
@@ -130,6 +131,7 @@ def build_speech_llm(
     trained |= _trained_lora(built, adapter_checkpoint, llm_dir)
     weights = load_hf_weights(llm_dir)
     check_shapes(built, weights, llm_dir)
+    check_rotary_base(built, llm_dir)
     weights = weights | initial | initial_lora(built, seed) | trained
     missing = set(built.state_dict()) - set(weights)
     if missing:
