@@ -155,10 +155,11 @@ def test_output_scale_sets_the_size_of_the_first_vectors():
 def test_it_learns_what_only_neighbours_and_context_tell():
     """Each vector must carry the label on the first frame of its utterance."""
     projector = small(input_norm=False, strides=[1, 2])
-    optimizer = torch.optim.AdamW(projector.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=3e-3)
     lengths = torch.tensor([5, 9, 7, 12])
     first = lengths.cumsum(0) - lengths
-    for _ in range(100):
+    losses = []
+    for _ in range(150):
         frames, labels = torch.randn(33, 8), torch.randint(2, (4,))
         frames[first, 0] = 8.0 * (2.0 * labels - 1)
         logits = projector(frames, lengths)[:, :2]
@@ -167,4 +168,5 @@ def test_it_learns_what_only_neighbours_and_context_tell():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.1
+        losses.append(loss.item())
+    assert sum(losses[-20:]) / 20 < 0.1
