@@ -55,6 +55,7 @@ from torchtune_speech.models._qwen3 import (
 )
 from torchtune_speech.models._qwen3_decoder import QWEN3_4B, lora_qwen3, qwen3, qwen3_4b
 from torchtune_speech.models._speech_llm import SpeechLLM, splice_speech
+from torchtune_speech.models._speechmapper import speechmapper_projector
 
 __all__ = [
     "FAMILIES",
@@ -105,6 +106,7 @@ __all__ = [
     "speech_qwen3",
     "speech_qwen3_4b",
     "speech_qwen3_from_hf",
+    "speechmapper_projector",
     "splice_speech",
     "to_peft",
     "transformer_projector",

@@ -8,6 +8,14 @@ from torchtune_speech.modules._attention import (
 )
 from torchtune_speech.modules._ctc import ctc_greedy, ctc_loss_sum, ctc_possible
 from torchtune_speech.modules._embedding_distance import embedding_distance_sum
+from torchtune_speech.modules._embedding_losses import (
+    absolute_error_sum,
+    cosine_distance_sum,
+    nearest_tokens,
+    unit_rows,
+    vocabulary_contrast_sum,
+    word_and_pad_squared_error,
+)
 from torchtune_speech.modules._layers import (
     Activation,
     ConformerConvolution,
@@ -18,6 +26,7 @@ from torchtune_speech.modules._layers import (
 )
 from torchtune_speech.modules._linear_cross_entropy import linear_cross_entropy_sum
 from torchtune_speech.modules._low_rank import lora_linear
+from torchtune_speech.modules._packed_conv import PackedConv1d, packed_conv1d
 from torchtune_speech.modules._packing import (
     Packing,
     length_groups,
@@ -33,10 +42,13 @@ __all__ = [
     "ConformerConvolution",
     "ConformerEncoderLayer",
     "FramewiseLayer",
+    "PackedConv1d",
     "PackedSelfAttention",
     "Packing",
     "TransformerEncoderLayer",
+    "absolute_error_sum",
     "apply_rotary",
+    "cosine_distance_sum",
     "ctc_greedy",
     "ctc_loss_sum",
     "ctc_possible",
@@ -45,11 +57,16 @@ __all__ = [
     "length_groups",
     "linear_cross_entropy_sum",
     "lora_linear",
+    "nearest_tokens",
     "packed_attention",
+    "packed_conv1d",
     "pad_packed",
     "rotary_angles",
     "spec_augment",
     "stack_packed",
     "stacked_length",
     "swiglu",
+    "unit_rows",
+    "vocabulary_contrast_sum",
+    "word_and_pad_squared_error",
 ]
