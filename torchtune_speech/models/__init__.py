@@ -7,6 +7,11 @@ from torchtune_speech.models._attention_mask import (
     sample_attention,
 )
 from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer
+from torchtune_speech.models._embedding_table import (
+    ProjectorWithTable,
+    embedding_digest,
+    load_embedding_table,
+)
 from torchtune_speech.models._hf_weights import (
     check_shapes,
     export_merged,
@@ -48,6 +53,7 @@ __all__ = [
     "LLAMA3_1_8B",
     "QUANTIZATIONS",
     "DecodingCache",
+    "ProjectorWithTable",
     "SampleAttention",
     "Float8Weight",
     "SpeechLLM",
@@ -57,9 +63,11 @@ __all__ = [
     "check_shapes",
     "conformer_projector",
     "dense_causal_mask",
+    "embedding_digest",
     "export_merged",
     "is_quantized",
     "llama_shape_from_hf",
+    "load_embedding_table",
     "load_hf_weights",
     "load_peft_adapter",
     "lora_speech_llama3_1",
