@@ -73,3 +73,17 @@ def test_never_more_than_a_chunk_of_logits_is_held():
     with Largest() as largest:
         linear_cross_entropy_sum(hidden, weight.detach(), labels, 8).backward()
     assert largest.rows == 8
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 1024])
+def test_positions_are_weighed(chunk_size):
+    hidden, weight, labels = inputs()
+    weights = torch.linspace(0, 2, len(labels))
+    losses = F.cross_entropy(hidden @ weight.T, labels, reduction="none")
+    expected = (weights * losses).sum()
+    wanted = torch.autograd.grad(3 * expected, (hidden, weight))
+    loss = linear_cross_entropy_sum(hidden, weight, labels, chunk_size, weights)
+    found = torch.autograd.grad(3 * loss, (hidden, weight))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

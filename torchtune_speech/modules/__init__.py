@@ -8,6 +8,14 @@ from torchtune_speech.modules._attention import (
 )
 from torchtune_speech.modules._ctc import ctc_greedy, ctc_loss_sum, ctc_possible
 from torchtune_speech.modules._embedding_distance import embedding_distance_sum
+from torchtune_speech.modules._embedding_losses import (
+    absolute_error_sum,
+    cosine_distance_sum,
+    nearest_tokens,
+    unit_rows,
+    vocabulary_contrast_sum,
+    word_and_pad_squared_error,
+)
 from torchtune_speech.modules._layers import (
     Activation,
     ConformerConvolution,
@@ -36,7 +44,9 @@ __all__ = [
     "PackedSelfAttention",
     "Packing",
     "TransformerEncoderLayer",
+    "absolute_error_sum",
     "apply_rotary",
+    "cosine_distance_sum",
     "ctc_greedy",
     "ctc_loss_sum",
     "ctc_possible",
@@ -45,6 +55,7 @@ __all__ = [
     "length_groups",
     "linear_cross_entropy_sum",
     "lora_linear",
+    "nearest_tokens",
     "packed_attention",
     "pad_packed",
     "rotary_angles",
@@ -52,4 +63,7 @@ __all__ = [
     "stack_packed",
     "stacked_length",
     "swiglu",
+    "unit_rows",
+    "vocabulary_contrast_sum",
+    "word_and_pad_squared_error",
 ]

@@ -5,7 +5,11 @@ from torch import Tensor
 
 
 def linear_cross_entropy_sum(
-    hidden_md: Tensor, weight_vd: Tensor, labels_m: Tensor, chunk_size: int | None = None
+    hidden_md: Tensor,
+    weight_vd: Tensor,
+    labels_m: Tensor,
+    chunk_size: int | None = None,
+    weights_m: Tensor | None = None,
 ) -> Tensor:
     """Summed cross-entropy of an output layer's predictions, chunk by chunk.
 
@@ -21,6 +25,8 @@ def linear_cross_entropy_sum(
         chunk_size: positions whose logits are held at a time. Default: 1024, at a vocabulary of
             128,256 a quarter of a gigabyte in bfloat16 and twice that for its softmax; on a CPU
             128, since memory that was used before is much faster there than more of it.
+        weights_m: what each position counts, ``[m]``; a constant, without a gradient. Default
+            None: 1 each.
 
     Returns:
         The sum, a float32 scalar; 0 for no positions.
@@ -31,7 +37,7 @@ def linear_cross_entropy_sum(
     """
     if chunk_size is None:
         chunk_size = 128 if hidden_md.device.type == "cpu" else 1024
-    return _LinearCrossEntropy.apply(hidden_md, weight_vd, labels_m, chunk_size)
+    return _LinearCrossEntropy.apply(hidden_md, weight_vd, labels_m, chunk_size, weights_m)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -42,6 +48,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_vd: Tensor,
         labels_m: Tensor,
         chunk_size: int,
+        weights_m: Tensor | None,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         loss = hidden_md.new_zeros((), dtype=torch.float32)
@@ -54,7 +61,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 part = slice(start, start + chunk_size)
                 hidden = hidden_md[part].to(weight_vd.dtype)
                 logits = torch.mm(hidden, weight_vd.T, out=buffer[: len(hidden)])
-                loss += _cross_entropy_sum_(logits, labels_m[part])
+                weights = None if weights_m is None else weights_m[part]
+                loss += _cross_entropy_sum_(logits, labels_m[part], weights)
                 if wants_hidden:
                     grad_hidden[part] = logits @ weight_vd
                 if wants_weight:
@@ -66,26 +74,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad_loss: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
-def _cross_entropy_sum_(logits_mv: Tensor, labels_m: Tensor) -> Tensor:
+def _cross_entropy_sum_(logits_mv: Tensor, labels_m: Tensor, weights_m: Tensor | None) -> Tensor:
     """Summed cross-entropy in float32; in place, the logits become its gradient.
 
     On a CPU a few rows at a time, so that what lies between the two stays in its cache.
     """
     rows = 8 if logits_mv.device.type == "cpu" else len(logits_mv)
     loss = logits_mv.new_zeros((), dtype=torch.float32)
-    for logits, labels in zip(logits_mv.split(rows), labels_m[:, None].split(rows), strict=True):
+    for start in range(0, len(logits_mv), rows):
+        part = slice(start, start + rows)
+        logits, labels = logits_mv[part], labels_m[part, None]
         log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        loss -= log_p.gather(1, labels).sum()
+        label_log_p = log_p.gather(1, labels)
         # Probabilities, less one at the label.
-        grad = log_p.exp_()
-        logits.copy_(grad.scatter_add_(1, labels, grad.new_full(labels.shape, -1.0)))
+        grad = log_p.exp_().scatter_add_(1, labels, log_p.new_full(labels.shape, -1.0))
+        if weights_m is not None:
+            weights = weights_m[part, None].float()
+            label_log_p, grad = label_log_p * weights, grad.mul_(weights)
+        loss -= label_log_p.sum()
+        logits.copy_(grad)
     return loss
