@@ -180,9 +180,7 @@ class StepBatches(Dataset):
             batches.append(self._collate(rows, per_batch, has_speech))
         return batches
 
-    def _collate(
-        self, rows: list[list[dict[str, Any]]], per_batch: int, has_speech: bool
-    ) -> Batch:
+    def _collate(self, rows: list[list[dict[str, Any]]], per_batch: int, has_speech: bool) -> Batch:
         return collate_rows(
             rows,
             pad_id=self.dataset.chat.pad_id,

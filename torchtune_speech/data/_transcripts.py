@@ -225,9 +225,12 @@ def collate_transcripts(items: Sequence[Mapping[str, Any]], frame_dim: int) -> T
     """
     frames = [item["frames"][0] for item in items]
     tokens = [item["target_tokens"] for item in items]
-    past_end = [np.arange(len(t)) - item["num_words"] for t, item in zip(tokens, items, strict=True)]
+    past_end = [
+        np.arange(len(t)) - item["num_words"] for t, item in zip(tokens, items, strict=True)
+    ]
     tokens_n, past_end_n = (
-        torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts])) for parts in (tokens, past_end)
+        torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts]))
+        for parts in (tokens, past_end)
     )
     return TranscriptBatch(
         frames=torch.cat(frames) if frames else torch.zeros(0, frame_dim),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.models._hf_weights import open_safetensors, read_weight_map
+from torchtune_speech.modules import unit_rows
 
 # The name in Hugging Face's Llama, Qwen, Mistral and their relatives.
 EMBEDDING_NAME = "model.embed_tokens.weight"
@@ -21,12 +22,14 @@ class ProjectorWithTable(nn.Module):
     Args:
         projector: maps encoder frames to vectors of the table's width.
         table_vd: the LLM's token embeddings, ``[v, d]``; frozen.
+        contrast: keep the table with rows of length 1 as well, as ``unit_table``, which
+            :func:`vocabulary_contrast_sum` wants. Default False.
 
     Raises:
         InputError: if projector and table differ in width.
     """
 
-    def __init__(self, projector: nn.Module, table_vd: Tensor) -> None:
+    def __init__(self, projector: nn.Module, table_vd: Tensor, *, contrast: bool = False) -> None:
         super().__init__()
         if projector.out_dim != table_vd.shape[1]:
             raise InputError(
@@ -35,6 +38,9 @@ class ProjectorWithTable(nn.Module):
             )
         self.projector = projector
         self.table = nn.Parameter(table_vd, requires_grad=False)
+        self.unit_table = (
+            nn.Parameter(unit_rows(table_vd), requires_grad=False) if contrast else None
+        )
 
 
 def load_embedding_table(llm_dir: str | Path, dtype: torch.dtype = torch.float32) -> Tensor:
