@@ -3,7 +3,28 @@ import torch
 from torch import nn
 
 from torchtune_speech.errors import InputError
-from torchtune_speech.models import conformer_projector, mlp_projector, transformer_projector
+from torchtune_speech.models import (
+    conformer_projector,
+    mlp_projector,
+    speechmapper_projector,
+    transformer_projector,
+)
+
+
+def small_speechmapper(stack=1, out_stack=1, num_layers=2, **kw):
+    """SpeechMapper shortens by strides: before the CTC head in block 1, behind it in block 2."""
+    return speechmapper_projector(
+        8,
+        12,
+        block_dims=[16, 20],
+        kernel_sizes=[6, 5],
+        strides=[stack, out_stack],
+        num_layers=num_layers,
+        num_heads=2,
+        ffn_dims=24,
+        **kw,
+    )
+
 
 BUILDERS = {
     "transformer": lambda **kw: transformer_projector(8, 12, embed_dim=16, num_heads=2, **kw),
@@ -17,6 +38,7 @@ BUILDERS = {
         8, 12, embed_dim=16, num_heads=2, kernel_size=7, **kw
     ),
     "mlp": lambda **kw: mlp_projector(8, 12, hidden_dim=16, **kw),
+    "speechmapper": small_speechmapper,
 }
 LENGTHS = torch.tensor([9, 31, 2, 30, 0, 1, 57, 12])
 
@@ -33,7 +55,7 @@ def random_frames(lengths):
     return torch.randn(int(lengths.sum()), 8)
 
 
-@pytest.mark.parametrize("name", ["transformer", "conformer", "mlp"])
+@pytest.mark.parametrize("name", ["transformer", "conformer", "mlp", "speechmapper"])
 @each_stack
 def test_output_length_is_what_comes_out(name, stack, out_stack):
     num_layers = 2 if name == "mlp" else 1

@@ -48,6 +48,7 @@ from torchtune_speech.models._quantize import (
     weight_bytes,
 )
 from torchtune_speech.models._speech_llm import SpeechLLM, splice_speech
+from torchtune_speech.models._speechmapper import speechmapper_projector
 
 __all__ = [
     "LLAMA3_1_8B",
@@ -84,6 +85,7 @@ __all__ = [
     "speech_llama3_1",
     "speech_llama3_1_8b",
     "speech_llama3_1_from_hf",
+    "speechmapper_projector",
     "splice_speech",
     "to_peft",
     "transformer_projector",

@@ -152,14 +152,7 @@ class EncoderProjector(nn.Module):
                 positions reach.
             ValueError: if the lengths do not add up to the frames, or there is no CTC head.
         """
-        if frames_td.shape[-1] != self.in_dim:
-            raise InputError(
-                f"projector: frames are {frames_td.shape[-1]} wide, in_dim is {self.in_dim}; "
-                "use the feature store that fits the projector, or set in_dim"
-            )
-        lengths_u = frame_lengths_u.to("cpu", torch.long)
-        if int(lengths_u.sum()) != len(frames_td):
-            raise ValueError(f"{len(frames_td)} frames, but lengths of {int(lengths_u.sum())}")
+        lengths_u = check_packed(frames_td, frame_lengths_u, self.in_dim)
         if return_ctc and self.ctc_proj is None:
             raise ValueError("the projector has no CTC head; build it with ctc_vocab_size")
         x = self.input_norm(frames_td.to(self.out_proj.weight.dtype))
@@ -242,7 +235,7 @@ def transformer_projector(
         (torch.Size([7, 192]), tensor([4, 3]))
     """
     embed_dim = embed_dim or in_dim
-    num_heads = _num_heads(embed_dim, num_heads)
+    num_heads = head_count(embed_dim, num_heads)
 
     def layer() -> nn.Module:
         return TransformerEncoderLayer(
@@ -313,7 +306,7 @@ def conformer_projector(
         The projector.
     """
     embed_dim = embed_dim or in_dim
-    num_heads = _num_heads(embed_dim, num_heads)
+    num_heads = head_count(embed_dim, num_heads)
 
     def layer() -> nn.Module:
         return ConformerEncoderLayer(
@@ -387,8 +380,45 @@ def mlp_projector(
     )
 
 
-def _num_heads(embed_dim: int, num_heads: int | None) -> int:
-    """As given; else the most heads that divide the width and are at least 64 wide."""
+def check_packed(frames_td: Tensor, frame_lengths_u: Tensor, in_dim: int) -> Tensor:
+    """Refuse frames that do not fit the projector or their lengths.
+
+    Args:
+        frames_td: frames of all utterances, packed.
+        frame_lengths_u: frames of each utterance, ``[u]``.
+        in_dim: width that the projector reads.
+
+    Returns:
+        The lengths as int64 on the CPU.
+
+    Raises:
+        InputError: if the frames have another width.
+        ValueError: if the lengths do not add up to the frames.
+    """
+    if frames_td.shape[-1] != in_dim:
+        raise InputError(
+            f"projector: frames are {frames_td.shape[-1]} wide, in_dim is {in_dim}; "
+            "use the feature store that fits the projector, or set in_dim"
+        )
+    lengths_u = frame_lengths_u.to("cpu", torch.long)
+    if int(lengths_u.sum()) != len(frames_td):
+        raise ValueError(f"{len(frames_td)} frames, but lengths of {int(lengths_u.sum())}")
+    return lengths_u
+
+
+def head_count(embed_dim: int, num_heads: int | None) -> int:
+    """As given; else the most heads that divide the width and are at least 64 wide.
+
+    Args:
+        embed_dim: width of the layers.
+        num_heads: the heads that are wanted, or None.
+
+    Returns:
+        Number of attention heads.
+
+    Raises:
+        InputError: if the heads do not divide the width.
+    """
     if num_heads:
         if embed_dim % num_heads:
             raise InputError(

@@ -26,6 +26,7 @@ from torchtune_speech.modules._layers import (
 )
 from torchtune_speech.modules._linear_cross_entropy import linear_cross_entropy_sum
 from torchtune_speech.modules._low_rank import lora_linear
+from torchtune_speech.modules._packed_conv import PackedConv1d, packed_conv1d
 from torchtune_speech.modules._packing import (
     Packing,
     length_groups,
@@ -41,6 +42,7 @@ __all__ = [
     "ConformerConvolution",
     "ConformerEncoderLayer",
     "FramewiseLayer",
+    "PackedConv1d",
     "PackedSelfAttention",
     "Packing",
     "TransformerEncoderLayer",
@@ -57,6 +59,7 @@ __all__ = [
     "lora_linear",
     "nearest_tokens",
     "packed_attention",
+    "packed_conv1d",
     "pad_packed",
     "rotary_angles",
     "spec_augment",
