@@ -156,6 +156,8 @@ def embedding_forward_backward(
             for name, divisor in zip(sums, divisors.clamp(min=1e-9), strict=True)
         )
         (scaler.scale(total) if scaler is not None else total).backward()
+    if scaler is not None:
+        scaler.scale(totals.new_zeros(()))  # it sets itself up here, also in a process without rows
     _sum_gradients(model.projector, process)
     return EmbeddingSums(process.all_reduce(totals), divisors, counts[4:], loss.weights)
 
