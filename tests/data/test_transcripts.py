@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused_or_skipped(world, tokenizer, caplog):
     with pytest.raises(InputError, match=r"sample 6-asr: 23 frames, max_frames is 22; 2 of 8"):
         make_dataset(world, tokenizer, max_frames=22)
     assert len(make_dataset(world, tokenizer, max_frames=22, on_too_long="skip")) == 6
-    short = {"output_length": lambda frames: 4 if frames == 8 else frames}
+    short = {"output_length": lambda frames: 4 if frames == 8 else 2 * frames}
     with pytest.raises(InputError, match=r"sample 1-asr: \d+ tokens for fewer .*\(4\); 1 of 8 "):
         make_dataset(world, tokenizer, **short)
     kept = make_dataset(world, tokenizer, **short, on_too_long="skip")

@@ -43,7 +43,7 @@ def in_shards(folder, out):
     model = AutoModelForCausalLM.from_pretrained(folder)
     shutil.copytree(folder, out)
     (out / "model.safetensors").unlink()
-    model.save_pretrained(out, max_shard_size="20KB")
+    model.save_pretrained(out, max_shard_size="4KB")
     assert len(list(out.glob("*.safetensors"))) > 3
     return out
 

@@ -200,10 +200,10 @@ CASES = {
     "no-llm": (["llm_dir=nowhere"], "nowhere: no config.json there"),
     "vocab": (["vocab_size=7"], "vocab_size: 7, but the embedding table of"),
     "pad-id": (["pad_token=99999"], "pad_token: 99999 is token 99999, but the table of"),
-    "pad-text": (["pad_token=two words"], "pad_token: 'two words' is 2 tokens"),
+    "pad-text": (["pad_token=two words"], "pad_token: 'two words' is 4 tokens"),
     "normalizer": (["normalizer=bsic"], "normalizer: unknown name 'bsic'; did you mean 'basic'"),
     "loss": (["loss={cosin: 1}"], "loss.cosin: unknown part; did you mean 'cosine'"),
-    "no-loss": (["loss={cosine: 0}"], "loss: all weights are 0"),
+    "no-loss": ([f"loss.{name}=0" for name in ALL_PARTS], "loss: all weights are 0"),
     "no-labels": (["dataset.ctc=null"], "or loss.ctc to 0"),
     "labels": (["dataset.ctc=characters"], "projector.ctc_vocab_size: "),
     "width": (["projector.out_dim=16"], "projector.out_dim: 16, but the LLM's embeddings are 32"),
@@ -242,7 +242,7 @@ def test_dry_run_tells_of_real_data(mapped, run, capsys):
     assert run("speechmapper", *words) == 0
     out = capsys.readouterr().out
     vocab = json.loads((mapped / "llm" / "config.json").read_text())["vocab_size"]
-    for text in ("embedding table", f"{vocab} x 32".replace("1920", "1,920"), "8 samples, 124"):
+    for text in ("embedding table", f"{vocab} x 32".replace("1920", "1,920"), "6 samples, 111"):
         assert text in out
     assert not (mapped / "Z").exists()
     assert PROJECTOR["_component_"] in out
