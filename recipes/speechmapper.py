@@ -28,7 +28,7 @@ KEYS = {
     "projector_checkpoint": "run or checkpoint whose projector to start from; null for a fresh one",
     "tokenizer": "component: tokenizer of the LLM",
     "pad_token": "what fills up a transcript: id or name of a token that no text holds",
-    "normalizer": "what of a transcript is learnt and scored: basic, whisper, mms or none",
+    "normalizer": "what of a transcript is learnt: basic, whisper, mms, or none for all of it",
     "dataset": "component: training data, transcript_dataset",
     "eval_dataset": "component: dev data transcribed while training; null for none",
     "eval_every_n_steps": "steps between evaluations; null evaluates at the end only",
@@ -252,7 +252,6 @@ class SpeechMapperRecipe:
             self.process,
             num_samples=self.cfg.eval_samples,
             batch_size=self.cfg.eval_batch_size,
-            normalizer_name=self.cfg.normalizer,
             dtype=self.dtype,
         )
         log.evaluation(done, self.scores, examples)

@@ -29,7 +29,9 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     make_llm(folder / "llm")
     make_data(folder / "data")
-    cfg_file = write_config(folder, "speechmapper", output_dir=str(folder / "M"), loss=ALL_PARTS)
+    cfg_file = write_config(
+        folder, "speechmapper", output_dir=str(folder / "M"), loss=ALL_PARTS, normalizer="basic"
+    )
     cfg = yaml.safe_load(cfg_file.read_text())
     cfg["dataset"]["on_too_long"] = cfg["eval_dataset"]["on_too_long"] = "skip"
     cfg_file.write_text(yaml.safe_dump(cfg))
