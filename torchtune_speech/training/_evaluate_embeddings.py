@@ -31,7 +31,8 @@ def evaluate_embeddings(
 
     A vector is transcribed as the token whose embedding has the largest cosine with it; pads and
     other special tokens are left out. Whatever is learnt of a transcript, words are compared under
-    the normaliser "basic", lower case without punctuation. Every process transcribes the same samples.
+    the normaliser "basic", lower case without punctuation. Every process transcribes the same
+    samples.
 
     Args:
         model: projector and table.
