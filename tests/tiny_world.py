@@ -188,6 +188,10 @@ def write_config(world, recipe, **changes):
             "eval_samples": 4,
             "keep_last": None,
         }
+    if recipe == "speechmapper":
+        for name in ("max_seq_len", "max_new_tokens"):
+            del small[name]
+        small["max_frames"] = 60
     if recipe == "projector":  # what suits the nano world's data and takes hundreds of steps
         small |= {"mixture": None, "ctc_only_steps": 0}
     cfg |= small | changes

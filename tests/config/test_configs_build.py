@@ -21,6 +21,7 @@ STAGES = {
     "speech_generate": (),
 }
 CONFIGS = [n for n in config.config_names() if config_header(config_path(n))[0] in STAGES]
+MAPPERS = [n for n in config.config_names() if config_header(config_path(n))[0] == "speechmapper"]
 FAMILIES = sorted({name.split("/")[0] for name in CONFIGS})
 
 
@@ -59,7 +60,7 @@ def build(nano_llm, tmp_path):
     return build
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS + MAPPERS)
 def test_config_is_complete(name, recipe_module):
     recipe, _ = config_header(config_path(name))
     assert set(OmegaConf.load(config_path(name))) == set(recipe_module(recipe).KEYS)
@@ -88,7 +89,7 @@ def test_config_builds_on_the_meta_device(name, build, recipe_module, nano_llm):
         spec_augment(torch.ones(9, cfg.projector.in_dim), seed=0, **cfg.spec_augment)
 
 
-@pytest.mark.parametrize("name", [n for n in CONFIGS if n.startswith("nano/")])
+@pytest.mark.parametrize("name", [n for n in CONFIGS + MAPPERS if n.startswith("nano/")])
 def test_the_ctc_head_has_the_labels_of_the_data(name, nano_llm):
     cfg = OmegaConf.load(config_path(name))
     kind = cfg.dataset.get("ctc")
@@ -98,6 +99,26 @@ def test_the_ctc_head_has_the_labels_of_the_data(name, nano_llm):
     files = (str(nano_llm / file) for file in ("tokenizer.model", "tokenizer.json"))
     labels = ctc_labels(kind, Llama3ChatFormat(llama3_tokenizer(*files)))
     assert cfg.projector.ctc_vocab_size == labels.size
+
+
+@pytest.mark.parametrize("name", MAPPERS)
+def test_stage_1_writes_in_the_table_of_its_family(name, recipe_module):
+    cfg = OmegaConf.load(config_path(name))
+    with torch.device("meta"):
+        projector = config.instantiate(cfg.projector)
+    stage_a = stages_of(name.split("/")[0])["projector"]
+    assert (projector.in_dim, projector.out_dim) == (
+        stage_a.projector.in_dim,
+        stage_a.projector.out_dim,
+    )
+    assert cfg.tokenizer == stage_a.tokenizer and cfg.llm_dir == stage_a.llm_dir
+    loss = training.check_embedding_loss(
+        cfg.loss, temperature=cfg.contrast_temperature, pad_weight=cfg.pad_weight
+    )
+    assert (loss.ctc > 0) == (cfg.dataset.ctc is not None) == (projector.ctc_proj is not None)
+    assert recipe_module("speechmapper").TRAINED == ("projector",)
+    training.check_learning_rates(cfg.learning_rate, {"projector": {}})
+    assert cfg.rows_per_step % cfg.gradient_accumulation_steps == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -170,7 +191,7 @@ def test_the_4b_configs_follow_the_paper():
     assert {cfg.dataset.templates for cfg in (fuse, text, stages["projector"])} == {"nle_2026"}
 
 
-@pytest.mark.parametrize("stage", [s for s, trained in STAGES.items() if trained])
+@pytest.mark.parametrize("stage", [*(s for s, t in STAGES.items() if t), "speechmapper"])
 def test_the_commented_logger_works_when_uncommented(stage):
     text = config_path(f"llama3_1_8b/{stage}").read_text()
     block = re.search(r"metric_logger: null\n((?:# .*\n)+)", text)[1]

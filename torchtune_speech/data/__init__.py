@@ -40,6 +40,14 @@ from torchtune_speech.data._sample import (
     text_twin,
 )
 from torchtune_speech.data._segments import JOINED_TASKS, segment_manifest, segment_samples
+from torchtune_speech.data._transcripts import (
+    TranscriptBatch,
+    TranscriptBatches,
+    TranscriptDataset,
+    collate_transcripts,
+    pad_targets,
+    resolve_token,
+)
 
 __all__ = [
     "AudioCut",
@@ -63,8 +71,12 @@ __all__ = [
     "Step",
     "StepBatches",
     "TokenLabels",
+    "TranscriptBatch",
+    "TranscriptBatches",
+    "TranscriptDataset",
     "collate_rows",
     "chat_format",
+    "collate_transcripts",
     "ctc_labels",
     "data_fingerprint",
     "fill",
@@ -74,12 +86,14 @@ __all__ = [
     "mcif_task",
     "next_token_labels",
     "pack_best_fit",
+    "pad_targets",
     "plan_sources",
     "read_mcif_output",
     "read_mcif_source",
     "read_mcif_task",
     "relative_audio_path",
     "resolve_audio",
+    "resolve_token",
     "sample_to_row",
     "samples_from_rows",
     "segment_manifest",

@@ -1,6 +1,6 @@
 """What the rest asks of an LLM's tokenizer and chat format, whatever the family."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torchtune.models.llama3 import Llama3Tokenizer
@@ -21,6 +21,7 @@ class ChatFormat(Protocol):
         pad_id: padding.
         stop_ids: tokens that end an answer.
         placeholder_id: stands where speech vectors go; a token that texts never have.
+        special_tokens: names of the special tokens to ids.
         special_ids: tokens that are no text, and rows of the embedding table that are no token.
         vocab_size: rows of the embedding table that an answer's tokens may come from.
         answer_ids: what opens the turn of the answer that is asked for.
@@ -33,6 +34,7 @@ class ChatFormat(Protocol):
     pad_id: int
     stop_ids: list[int]
     placeholder_id: int
+    special_tokens: Mapping[str, int]
     special_ids: frozenset[int]
     vocab_size: int
 

@@ -177,17 +177,18 @@ class StepBatches(Dataset):
             rows = [[self._item(i, step) for i in row] for row in mine[start : start + per_batch]]
             if self.one_row:
                 rows = [[item for row in rows for item in row]]
-            batches.append(
-                collate_rows(
-                    rows,
-                    pad_id=self.dataset.chat.pad_id,
-                    placeholder_id=self.dataset.chat.placeholder_id,
-                    seq_len=self.seq_len,
-                    num_rows=per_batch if self.rows_per_step else None,
-                    frame_dim=self.dataset.store.dim if has_speech else None,
-                )
-            )
+            batches.append(self._collate(rows, per_batch, has_speech))
         return batches
+
+    def _collate(self, rows: list[list[dict[str, Any]]], per_batch: int, has_speech: bool) -> Batch:
+        return collate_rows(
+            rows,
+            pad_id=self.dataset.chat.pad_id,
+            placeholder_id=self.dataset.chat.placeholder_id,
+            seq_len=self.seq_len,
+            num_rows=per_batch if self.rows_per_step else None,
+            frame_dim=self.dataset.store.dim if has_speech else None,
+        )
 
     def _try_augment(self, dim: int) -> None:
         try:

@@ -26,7 +26,8 @@ class Llama3ChatFormat:
         self.stop_ids = list(tokenizer.stop_tokens)
         # A reserved token that torchtune and Hugging Face number alike (128002 in Llama 3).
         self.placeholder_id = tokenizer.special_tokens["<|reserved_special_token_0|>"]
-        self.special_ids = frozenset(tokenizer.special_tokens.values())
+        self.special_tokens = dict(tokenizer.special_tokens)
+        self.special_ids = frozenset(self.special_tokens.values())
         self.vocab_size = tokenizer.base_vocab_size + len(self.special_ids)
         self._headers: dict[str, list[int]] = {}  # role -> token ids; every sample asks for them
 

@@ -42,7 +42,7 @@ class Qwen3ChatFormat:
 
     def __init__(self, path: str) -> None:
         tokenizer = _hf_tokenizer(path)
-        added = tokenizer.get_added_vocab()
+        self.special_tokens = added = tokenizer.get_added_vocab()
         if missing := [name for name in (_START, _END, _PAD, _PLACEHOLDER) if name not in added]:
             raise InputError(f"{path}: its tokenizer has no {missing[0]}; give a Qwen3 model")
         self._text = _text_tokenizer(tokenizer)

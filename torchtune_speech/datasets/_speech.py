@@ -11,9 +11,11 @@ from torchtune_speech.data import (
     PromptTemplates,
     Sample,
     SpeechDataset,
+    TranscriptDataset,
     chat_format,
     ctc_labels,
     load_manifest,
+    resolve_token,
     text_twin,
 )
 from torchtune_speech.errors import InputError
@@ -63,19 +65,7 @@ def speech_dataset(
     Raises:
         InputError: if a file is missing, or a row is bad.
     """
-    manifests = [manifest] if isinstance(manifest, str) else list(manifest)
-    samples = [
-        sample
-        for path in manifests
-        for sample in load_manifest(
-            path,
-            tasks=tasks,
-            where=where,
-            on_bad_sample=on_bad_sample,
-            check_audio=False,  # training reads the feature store, not the audio
-            require_target=require_target,
-        )
-    ]
+    samples = _load(manifest, tasks, where, on_bad_sample, require_target)
     if text_twins:
         samples = [twin for s in samples if (twin := text_twin(s) if s.is_speech else s)]
         if not samples:
@@ -94,6 +84,86 @@ def speech_dataset(
         on_too_long=on_too_long,
         ctc=ctc_labels(ctc, chat),
     )
+
+
+def transcript_dataset(
+    manifest: str | Sequence[str],
+    *,
+    tokenizer: Llama3Tokenizer | ChatFormat,
+    features: str,
+    pad_token: str | int,
+    output_length: Callable[[int], int],
+    normalize: Callable[[str, str], str],
+    max_frames: int,
+    frame_average: int | None = None,
+    tasks: Sequence[str] | None = ("asr",),
+    where: Mapping[str, Any] | None = None,
+    speeds: Sequence[float] = (1.0,),
+    ctc: str | None = None,
+    on_bad_sample: str = "fail",
+    on_too_long: str = "fail",
+) -> TranscriptDataset:
+    """Utterances of one or several manifests with their transcripts as tokens.
+
+    Args:
+        manifest: file or files.
+        tokenizer: of the LLM.
+        features: folder of the feature store.
+        pad_token: id, name or text of the token that fills up a transcript.
+        output_length: frames to speech vectors, ``projector.output_length``.
+        normalize: ``(text, language) -> text``, put over each transcript.
+        max_frames: longest allowed utterance, in frames.
+        frame_average: frames averaged at reading, when the store holds them one by one.
+        tasks: keep these tasks only; rows of others may serve too, if they have ``source_text``.
+            Default asr.
+        where: keep rows whose columns have these values.
+        speeds: copies of each utterance at these speeds; the store must hold them.
+        ctc: label set of the auxiliary CTC loss: ``characters``, ``tokens`` or None.
+        on_bad_sample: ``fail`` or ``skip`` bad rows.
+        on_too_long: ``fail`` or ``skip`` utterances longer than ``max_frames``, and transcripts
+            with more tokens than speech vectors.
+
+    Returns:
+        The data set.
+
+    Raises:
+        InputError: if a file is missing, or a row is bad.
+    """
+    chat = chat_format(tokenizer)
+    samples = _load(manifest, tasks, where, on_bad_sample, require_target=True)
+    return TranscriptDataset(
+        [copy for sample in samples for copy in at_speeds(sample, speeds)],
+        chat=chat,
+        store=FeatureStore(features, frame_average),
+        output_length=output_length,
+        pad_token=resolve_token(pad_token, chat),
+        normalize=normalize,
+        max_frames=max_frames,
+        on_too_long=on_too_long,
+        ctc=ctc_labels(ctc, chat),
+    )
+
+
+def _load(
+    manifest: str | Sequence[str],
+    tasks: Sequence[str] | None,
+    where: Mapping[str, Any] | None,
+    on_bad_sample: str,
+    require_target: bool,
+) -> list[Sample]:
+    """The rows of one or several manifests."""
+    return [
+        sample
+        for path in ([manifest] if isinstance(manifest, str) else list(manifest))
+        for sample in load_manifest(
+            path,
+            tasks=tasks,
+            where=where,
+            on_bad_sample=on_bad_sample,
+            check_audio=False,  # training reads the feature store, not the audio
+            require_target=require_target,
+        )
+    ]
 
 
 def at_speeds(sample: Sample, speeds: Sequence[float]) -> list[Sample]:

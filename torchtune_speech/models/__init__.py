@@ -7,6 +7,11 @@ from torchtune_speech.models._attention_mask import (
     sample_attention,
 )
 from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer
+from torchtune_speech.models._embedding_table import (
+    ProjectorWithTable,
+    embedding_digest,
+    load_embedding_table,
+)
 from torchtune_speech.models._hf_config import FAMILIES, Family, family_of, read_hf_config
 from torchtune_speech.models._hf_weights import (
     check_rotary_base,
@@ -64,6 +69,7 @@ __all__ = [
     "QWEN3_4B",
     "DecodingCache",
     "Family",
+    "ProjectorWithTable",
     "Float8Weight",
     "HalvesRotary",
     "NormFirstAttention",
@@ -76,10 +82,12 @@ __all__ = [
     "check_shapes",
     "conformer_projector",
     "dense_causal_mask",
+    "embedding_digest",
     "export_merged",
     "family_of",
     "is_quantized",
     "llama_shape_from_hf",
+    "load_embedding_table",
     "load_hf_weights",
     "load_peft_adapter",
     "lora_qwen3",

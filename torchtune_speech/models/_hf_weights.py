@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +47,74 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in _safetensors_files(path):
-        try:
-            with safe_open(file, framework="pt") as f:
-                tensors.update({name: f.get_tensor(name) for name in f.keys()})
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{file}: cannot be read ({error}); copy or download it again"
-            ) from None
+        with open_safetensors(file) as f:
+            tensors.update({name: f.get_tensor(name) for name in f.keys()})
     return tensors
+
+
+@contextmanager
+def open_safetensors(file: Path) -> Iterator[safe_open]:
+    """Open a safetensors file whose tensors are to be read one by one.
+
+    Args:
+        file: the file.
+
+    Yields:
+        The open file of the safetensors library.
+
+    Raises:
+        InputError: if it is missing or damaged, or the text file that git-lfs leaves in its place.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); copy or download it again") from None
 
 
 def _safetensors_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        return sorted(
-            {path / shard for shard in json.loads(index.read_text())["weight_map"].values()}
-        )
+    index = _read_index(path)
+    return [_single_file(path)] if index is None else sorted(set(index.values()))
+
+
+def read_weight_map(path: Path) -> dict[str, Path]:
+    """Which file of a Hugging Face folder holds which weight; no weight is read.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        Name of the weight to file.
+
+    Raises:
+        InputError: if there is no safetensors file, or the index or the file is damaged.
+    """
+    index = _read_index(path)
+    if index is not None:
+        return index
+    single = _single_file(path)
+    with open_safetensors(single) as tensors:
+        return dict.fromkeys(tensors.keys(), single)
+
+
+def _read_index(path: Path) -> dict[str, Path] | None:
+    """Name of each weight to its shard; None where the folder has no index."""
+    file = path / "model.safetensors.index.json"
+    if not file.is_file():
+        return None
+    try:
+        shards = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        return {name: path / shard for name, shard in shards.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: cannot be read ({error!r}); download the model again") from error
+
+
+def _single_file(path: Path) -> Path:
     single = path / "model.safetensors"
     if single.is_file():
-        return [single]
+        return single
     raise InputError(
         f"{path}: no model.safetensors or model.safetensors.index.json; "
         "download the model's safetensors files"

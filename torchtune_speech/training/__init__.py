@@ -1,6 +1,7 @@
 """What the training recipes share: building, losses, learning rates, checkpoints, progress."""
 
 from torchtune_speech.training._build import (
+    build_projector_with_table,
     build_speech_llm,
     initial_lora,
     meta_speech_llm,
@@ -8,6 +9,7 @@ from torchtune_speech.training._build import (
 )
 from torchtune_speech.training._check import (
     check_checkpoint_fits,
+    check_embedding_loss,
     check_embedding_target,
     check_frame_width,
     check_projector,
@@ -19,6 +21,7 @@ from torchtune_speech.training._checkpoint import (
     check_space,
     find_checkpoint,
     list_checkpoints,
+    load_scaler,
     load_state,
     load_trained,
     lora_settings,
@@ -33,7 +36,23 @@ from torchtune_speech.training._dry_run import (
     dry_run_report,
     parameter_counts,
 )
+from torchtune_speech.training._dry_run_embeddings import (
+    embeddings_dry_run,
+    embeddings_dry_run_report,
+    predict_embeddings_memory,
+)
+from torchtune_speech.training._embedding_objective import (
+    EmbeddingLoss,
+    EmbeddingStepLoss,
+    EmbeddingSums,
+    embedding_forward_backward,
+    embedding_loss_sums,
+)
 from torchtune_speech.training._evaluate import evaluate
+from torchtune_speech.training._evaluate_embeddings import (
+    evaluate_embeddings,
+    transcript_normalizer,
+)
 from torchtune_speech.training._loader import build_plan, resolve_max_steps, step_loader
 from torchtune_speech.training._log import TrainingLog, flat_scores
 from torchtune_speech.training._memory import (
@@ -70,16 +89,21 @@ from torchtune_speech.training._process import (
 from torchtune_speech.training._run import (
     TrainingError,
     clip_gradients,
+    embedding_step_metrics,
     fingerprints,
     is_due,
     llm_fingerprint,
     resume_point,
     step_metrics,
+    table_fingerprint,
     update,
     warn_if_incoherent,
 )
 
 __all__ = [
+    "EmbeddingLoss",
+    "EmbeddingStepLoss",
+    "EmbeddingSums",
     "Process",
     "StepLoss",
     "StepMemory",
@@ -91,14 +115,16 @@ __all__ = [
     "batch_loss",
     "build_optimizer",
     "build_plan",
+    "build_projector_with_table",
     "build_speech_llm",
     "check_checkpoint_fits",
-    "check_settings",
+    "check_embedding_loss",
     "check_embedding_target",
     "check_frame_width",
     "check_learning_rates",
     "check_projector",
     "check_resume",
+    "check_settings",
     "check_space",
     "check_text_only",
     "clip_gradients",
@@ -108,8 +134,14 @@ __all__ = [
     "ctc_forward_backward",
     "dry_run",
     "dry_run_report",
+    "embedding_forward_backward",
+    "embedding_loss_sums",
+    "embedding_step_metrics",
+    "embeddings_dry_run",
+    "embeddings_dry_run_report",
     "end_process",
     "evaluate",
+    "evaluate_embeddings",
     "find_checkpoint",
     "find_device",
     "fingerprints",
@@ -117,16 +149,18 @@ __all__ = [
     "forward_backward",
     "initial_lora",
     "is_due",
-    "learning_rate",
     "join_processes",
+    "learning_rate",
     "list_checkpoints",
     "llm_fingerprint",
+    "load_scaler",
     "load_state",
     "load_trained",
     "lora_settings",
     "meta_speech_llm",
     "parameter_counts",
     "planned_batch",
+    "predict_embeddings_memory",
     "predict_memory",
     "read_stage",
     "recompute_layers",
@@ -140,8 +174,10 @@ __all__ = [
     "start_process",
     "step_loader",
     "step_metrics",
+    "table_fingerprint",
     "to_device",
     "trainable_groups",
+    "transcript_normalizer",
     "update",
     "warn_if_incoherent",
 ]

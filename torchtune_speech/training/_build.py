@@ -16,11 +16,13 @@ from torchtune.modules.peft import get_adapter_params
 from torchtune_speech import config
 from torchtune_speech.errors import InputError
 from torchtune_speech.models import (
+    ProjectorWithTable,
     SpeechLLM,
     check_quantize,
     check_rotary_base,
     check_shapes,
     is_quantized,
+    load_embedding_table,
     load_hf_weights,
     quantize_frozen,
     quantize_weight,
@@ -152,6 +154,37 @@ def build_speech_llm(
     return built.requires_grad_(False)
 
 
+def build_projector_with_table(
+    *,
+    llm_dir: str | Path,
+    projector: nn.Module,
+    projector_checkpoint: str | Path | None = None,
+    process: Process,
+    dtype: torch.dtype = torch.float32,
+    contrast: bool = False,
+) -> ProjectorWithTable:
+    """A projector and the LLM's embedding table, without the rest of the LLM.
+
+    Args:
+        llm_dir: Hugging Face folder of the LLM.
+        projector: freshly initialised projector, the same in every process.
+        projector_checkpoint: run or checkpoint whose projector replaces the initial one.
+        process: this process, which holds all of it.
+        dtype: of the table; the projector is float32.
+        contrast: whether the table's rows are wanted at length 1, too.
+
+    Returns:
+        The model on the process's device, the table frozen.
+
+    Raises:
+        InputError: if weights are missing or do not fit.
+    """
+    table = load_embedding_table(llm_dir, dtype)
+    built = ProjectorWithTable(projector, table, contrast=contrast)
+    built.load_state_dict(_trained_projector(built, projector_checkpoint, llm_dir), strict=False)
+    return built.to(process.device)
+
+
 def recompute_layers(model: SpeechLLM) -> None:
     """Have the decoder's layers keep only what comes in, and compute the rest again, in place.
 
@@ -162,7 +195,7 @@ def recompute_layers(model: SpeechLLM) -> None:
 
 
 def _trained_projector(
-    model: SpeechLLM, checkpoint: str | Path | None, llm_dir: str | Path
+    model: SpeechLLM | ProjectorWithTable, checkpoint: str | Path | None, llm_dir: str | Path
 ) -> dict[str, Tensor]:
     if checkpoint is None:
         return {}

@@ -9,16 +9,18 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchtune.utils import get_logger, log_rank_zero
 
-from torchtune_speech.data import SpeechDataset, TokenLabels
-from torchtune_speech.errors import InputError
+from torchtune_speech.data import SpeechDataset, TokenLabels, TranscriptDataset
+from torchtune_speech.errors import InputError, did_you_mean
 from torchtune_speech.features import check_fingerprint
 from torchtune_speech.models import check_quantize
 from torchtune_speech.training._checkpoint import is_peft_folder, read_stage
+from torchtune_speech.training._embedding_objective import PARTS, EmbeddingLoss
 
 _COUNTS = (
     "rows_per_step",
     "gradient_accumulation_steps",
     "max_seq_len",
+    "max_frames",
     "max_new_tokens",
     "eval_samples",
     "eval_batch_size",
@@ -31,10 +33,11 @@ _COUNTS_OR_NULL = (
     "save_every_n_steps",
     "keep_last",
     "limit",
+    "vocab_size",
 )
 _WEIGHTS = ("ctc_weight", "embedding_weight")
 # What the steps of a plan depend on, besides the data.
-_PLAN_KEYS = ("mixture", "paired", "max_seq_len", "rows_per_step", "seed")
+_PLAN_KEYS = ("mixture", "paired", "max_seq_len", "max_frames", "rows_per_step", "seed")
 # What may be changed within a run, so that it is no longer the run that would not have stopped.
 _STEP_KEYS = (
     "learning_rate",
@@ -50,6 +53,11 @@ _STEP_KEYS = (
     "on_nonfinite",
     "dtype",
     "quantize",
+    "loss",
+    "contrast_temperature",
+    "pad_weight",
+    "pad_token",
+    "normalizer",
 )
 _log = get_logger("INFO")
 
@@ -91,13 +99,50 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def check_embedding_loss(
+    weights: Any, *, temperature: Any = 0.05, pad_weight: Any = 1.0
+) -> EmbeddingLoss:
+    """Read the config's ``loss`` node.
+
+    Args:
+        weights: part to weight; parts that are not named count nothing.
+        temperature: of the contrast.
+        pad_weight: what a pad counts.
+
+    Returns:
+        The loss.
+
+    Raises:
+        InputError: if a part is unknown, a number is none, or nothing counts.
+    """
+    if not isinstance(weights, Mapping):
+        raise InputError(f"loss: {weights!r}; give weights of {', '.join(PARTS)}")
+    for name in weights:
+        if name not in PARTS:
+            raise InputError(
+                f"loss.{name}: unknown part{did_you_mean(str(name), PARTS)}; "
+                f"choose from {', '.join(PARTS)}"
+            )
+    numbers = {f"loss.{k}": v for k, v in weights.items()} | {"pad_weight": pad_weight}
+    for key, value in numbers.items():
+        if not _is_number(value) or value < 0:
+            raise InputError(f"{key}: {value!r}; give a number, 0 for none")
+    if not _is_number(temperature) or temperature <= 0:
+        raise InputError(f"contrast_temperature: {temperature!r}; give a number above 0")
+    loss = EmbeddingLoss(**weights, temperature=temperature, pad_weight=pad_weight)
+    if not loss.weights:
+        raise InputError(f"loss: all weights are 0; raise one of {', '.join(PARTS)}")
+    return loss
+
+
 def check_projector(
     projector: nn.Module,
-    dataset: SpeechDataset,
+    dataset: SpeechDataset | TranscriptDataset,
     *,
     needs_ctc: bool = False,
     only_speech: bool = False,
     key: str = "dataset",
+    ctc_key: str = "ctc_weight and ctc_only_steps",
 ) -> None:
     """Refuse frames and CTC labels that do not fit the projector.
 
@@ -107,6 +152,7 @@ def check_projector(
         needs_ctc: whether the data has to have CTC labels.
         only_speech: whether each sample has to have speech, since only the projector is trained.
         key: config key of the data.
+        ctc_key: config key, or keys, of the weight of the CTC loss.
 
     Raises:
         InputError: naming both sides of what does not fit.
@@ -123,7 +169,7 @@ def check_projector(
         if needs_ctc:
             raise InputError(
                 f"{key}.ctc: the CTC loss needs labels; set it to characters or tokens, "
-                "or ctc_weight and ctc_only_steps to 0"
+                f"or {ctc_key} to 0"
             )
         return
     head, labels = getattr(projector, "ctc_proj", None), dataset.ctc.size

@@ -17,11 +17,13 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.files import atomic_write, read_json, write_json
 from torchtune_speech.models import (
+    ProjectorWithTable,
     SpeechLLM,
     load_peft_adapter,
     peft_config,
@@ -32,6 +34,7 @@ from torchtune_speech.models import (
 from torchtune_speech.training._process import Process
 
 FORMAT = 1
+SCALER_FILE = "scaler.json"
 Groups = Mapping[str, Mapping[str, nn.Parameter]]
 
 
@@ -39,7 +42,7 @@ def save_checkpoint(
     output_dir: str | Path,
     step: int,
     *,
-    model: SpeechLLM,
+    model: SpeechLLM | ProjectorWithTable,
     groups: Groups,
     optimizer: torch.optim.Optimizer,
     plan_state: Mapping[str, Any],
@@ -47,6 +50,7 @@ def save_checkpoint(
     llm_dir: str | Path,
     process: Process,
     keep_last: int | None = None,
+    scaler: GradScaler | None = None,
 ) -> Path:
     """Write ``output_dir/step_N``; every process takes part, the main one writes.
 
@@ -61,6 +65,7 @@ def save_checkpoint(
         llm_dir: folder of the LLM, for the order of LoRA's rows.
         process: this process.
         keep_last: remove all but this many newest checkpoints; None keeps all.
+        scaler: of the loss; its state is saved where it is enabled.
 
     Returns:
         The folder.
@@ -89,6 +94,8 @@ def save_checkpoint(
                 _write_weights(part, weights, model, llm_dir)
                 save_file(optimizer_state, part / "state" / "optimizer.safetensors")
                 write_json(part / "state" / "plan.json", plan_state)
+                if scaler is not None and scaler.is_enabled():
+                    write_json(part / "state" / SCALER_FILE, scaler.state_dict())
                 write_json(part / "stage.json", {"format": FORMAT, "step": step, **stage})
         except (OSError, SafetensorError) as error:
             raise InputError(
@@ -143,7 +150,10 @@ def _gigabytes(size: int) -> str:
 
 
 def _write_weights(
-    part: Path, weights: Mapping[str, dict[str, Tensor]], model: SpeechLLM, llm_dir: str | Path
+    part: Path,
+    weights: Mapping[str, dict[str, Tensor]],
+    model: SpeechLLM | ProjectorWithTable,
+    llm_dir: str | Path,
 ) -> None:
     if "projector" in weights:
         projector = {name.removeprefix("projector."): t for name, t in weights["projector"].items()}
@@ -317,6 +327,18 @@ def load_state(
     # It knows which tensors the optimizer wants on which device; a fused one its step count too.
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return json.loads((checkpoint / "state" / "plan.json").read_text())
+
+
+def load_scaler(checkpoint: Path, scaler: GradScaler) -> None:
+    """Restore the scale of the loss of a resumed run, if it and this one have one.
+
+    Args:
+        checkpoint: folder ``step_N``.
+        scaler: of the loss.
+    """
+    file = checkpoint / "state" / SCALER_FILE
+    if scaler.is_enabled() and file.is_file():
+        scaler.load_state_dict(read_json(file))
 
 
 def lora_settings(model: SpeechLLM) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _parameter_table(cfg: DictConfig, model: SpeechLLM, trained: Sequence[str]) 
             state = "trained, float32" if part in trained else f"frozen, {cfg.dtype}"
             note = f"{state}; {origin[part]._component_}"
         rows.append((part, f"{count:,}", note))
-    return _table(rows)
+    return table_lines(rows)
 
 
 def _memory_table(cfg: DictConfig, trained: Sequence[str], world_size: int) -> list[str]:
@@ -135,21 +135,22 @@ def _memory_table(cfg: DictConfig, trained: Sequence[str], world_size: int) -> l
         ACTIVATIONS: f"{rows} x {cfg.max_seq_len:,} tokens at a time",
         GATHERED: "two layers, and what is in none",
     }
-    table = [("", "recomputed", "kept", "decoder layers: activation_checkpointing true, false")]
+    lines = [("", "recomputed", "kept", "decoder layers: activation_checkpointing true, false")]
     for part, size in recomputed.parts.items():
         if size or kept.parts[part]:
-            table.append((part, _gib(size), _gib(kept.parts[part]), notes[part]))
+            lines.append((part, gib(size), gib(kept.parts[part]), notes[part]))
     phases = f"at the fullest moment: {recomputed.phase}, {kept.phase}"
-    table.append(("total", _gib(recomputed.total), _gib(kept.total), phases))
-    return _table(table)
+    lines.append(("total", gib(recomputed.total), gib(kept.total), phases))
+    return table_lines(lines)
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """A number of bytes in gibibytes."""
     return f"{size / 2**30:.2f} GiB"
 
 
 def _plan_table(cfg: DictConfig, model: SpeechLLM, steps: int) -> list[str]:
-    missing = _missing_files(cfg)
+    missing = missing_files(cfg)
     if missing:
         plan, lengths = _synthetic_plan(cfg, model)
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
@@ -185,8 +186,15 @@ def _step_row(step: Step, plan: Plan, lengths: np.ndarray) -> tuple[str, ...]:
     )
 
 
-def _missing_files(cfg: DictConfig) -> list[str]:
-    """Files and folders that the data and tokenizer nodes name and that are not there."""
+def missing_files(cfg: DictConfig) -> list[str]:
+    """Files and folders that the data and tokenizer nodes name and that are not there.
+
+    Args:
+        cfg: configuration of a training recipe.
+
+    Returns:
+        Their paths.
+    """
     manifest = cfg.dataset.get("manifest") or []
     paths = [manifest] if isinstance(manifest, str) else list(manifest)
     paths += [cfg.dataset.get("features"), cfg.tokenizer.get("path")]
@@ -274,8 +282,15 @@ def _synthetic_samples(cfg: DictConfig, model: SpeechLLM) -> list[Sample]:
     ]
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """A name to the left, sizes to the right, and a note."""
+def table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """A name to the left, sizes to the right, and a note.
+
+    Args:
+        rows: name, sizes, note.
+
+    Returns:
+        Lines of aligned columns.
+    """
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)][:-1]
     lines = []
     for name, *sizes, note in rows:

@@ -8,12 +8,20 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from torchtune_speech.data import Batch, Plan, SpeechDataset, Step, StepBatches, plan_sources
+from torchtune_speech.data import (
+    Batch,
+    Plan,
+    SpeechDataset,
+    Step,
+    StepBatches,
+    TranscriptDataset,
+    plan_sources,
+)
 from torchtune_speech.errors import InputError
 
 
 def build_plan(
-    dataset: SpeechDataset,
+    dataset: SpeechDataset | TranscriptDataset,
     *,
     max_seq_len: int,
     rows_per_step: int,
@@ -26,7 +34,7 @@ def build_plan(
 
     Args:
         dataset: the samples.
-        max_seq_len: length of a row, in tokens.
+        max_seq_len: length of a row, in tokens; of transcripts, in frames.
         rows_per_step: rows of one optimizer step.
         mixture: weights of the sources; see :func:`plan_sources`.
         paired: follow each speech step by its text twins.

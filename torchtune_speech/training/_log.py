@@ -14,6 +14,7 @@ from torchtune_speech.files import atomic_write
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
+SCORES = ("wer", "accuracy", "unanswerable_accuracy", "word_cosine", "pads_found")
 
 
 class TrainingLog:
@@ -54,7 +55,8 @@ class TrainingLog:
 
         Args:
             step: steps done, this one included.
-            metrics: numbers and names; ``loss`` and ``tokens_per_second`` are shown at the bar.
+            metrics: numbers and names; ``loss`` and ``tokens_per_second`` (or
+                ``frames_per_second``) are shown at the bar.
         """
         if not self._enabled:
             return
@@ -62,7 +64,9 @@ class TrainingLog:
             json.dumps({"step": step, **{k: _short(v) for k, v in metrics.items()}}) + "\n"
         )
         self._file.flush()
-        shown = {"loss": f"{metrics['loss']:.3f}", "tok/s": f"{metrics['tokens_per_second']:,.0f}"}
+        what = "tokens" if "tokens_per_second" in metrics else "frames"
+        speed = f"{metrics[f'{what}_per_second']:,.0f}"
+        shown = {"loss": f"{metrics['loss']:.3f}", f"{what}/s": speed}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
         if self._logger is not None:
@@ -127,7 +131,7 @@ def flat_scores(report: Mapping[str, Any]) -> dict[str, float]:
     for task, value in report.items():
         if not isinstance(value, Mapping):
             continue
-        for name in ("wer", "accuracy", "unanswerable_accuracy"):
+        for name in SCORES:
             if isinstance(value.get(name), (int, float)):
                 scores[f"{task}_{name}"] = value[name]
         for lang, inner in value.items():

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,14 @@ from torch.utils._pytree import tree_leaves
 from torchtune.utils import get_logger, log_rank_zero
 
 from torchtune_speech import config
-from torchtune_speech.data import IGNORE_INDEX, Batch
-from torchtune_speech.models import SpeechLLM, is_quantized, quantize_frozen, weight_bytes
+from torchtune_speech.data import IGNORE_INDEX, Batch, TranscriptBatch
+from torchtune_speech.models import (
+    ProjectorWithTable,
+    SpeechLLM,
+    is_quantized,
+    quantize_frozen,
+    weight_bytes,
+)
 from torchtune_speech.training._build import meta_speech_llm, recompute_layers
 from torchtune_speech.training._objective import autocast, batch_loss
 from torchtune_speech.training._optim import build_optimizer, trainable_groups
@@ -104,7 +110,7 @@ def predict_memory(
         model = keep_layers(_meta_model(cfg), num_layers)
         if activation_checkpointing:
             recompute_layers(model)
-        return _trace_step(cfg, model, trained, batch)
+        return trace_step(cfg, model, trained, batch, _llm_loss)
 
     if all_layers or count <= max(_FEW_LAYERS):
         found = peaks(count)
@@ -340,10 +346,25 @@ def _ctc_loss(
     return log_probs_tuv.new_empty(utterances), log_probs_tuv.new_empty(utterances, steps, states)
 
 
-def _trace_step(
-    cfg: DictConfig, model: SpeechLLM, trained: Sequence[str], batch: Batch
+def trace_step(
+    cfg: DictConfig,
+    model: SpeechLLM | ProjectorWithTable,
+    trained: Sequence[str],
+    batch: Batch | TranscriptBatch,
+    loss: Callable[[DictConfig, nn.Module, Any], Tensor],
 ) -> dict[str, Parts]:
-    """Peak of each phase of a step, by part. The model is made fake."""
+    """Peak memory of each phase of a step on fake tensors.
+
+    Args:
+        cfg: configuration of a training recipe.
+        model: on the meta device; it is made fake.
+        trained: parameter groups that the recipe trains.
+        batch: what one process computes at a time, on the CPU.
+        loss: ``(cfg, model, batch) -> loss``, the forward pass.
+
+    Returns:
+        Phase to part to bytes.
+    """
     fake, ledger = FakeTensorMode(allow_non_fake_inputs=True), _Ledger()
     with fake:
         model.to_empty(device="cpu").train()
@@ -377,30 +398,26 @@ def _trace_step(
     with warnings.catch_warnings():
         # Of a norm's weight in bf16; the run itself says so too.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
-        _run_step(cfg, model, batch, groups, optimizer, ledger)
+        with ledger.phase("forward pass"), autocast(torch.device("cpu"), _dtype(cfg)):
+            total = loss(cfg, model, batch)
+        with ledger.phase("backward pass"):
+            total.backward()
+        with ledger.phase("optimizer's step"):
+            clip_gradients(groups, cfg.clip_grad_norm)
+            optimizer.step()
     return ledger.peaks
 
 
-def _run_step(
-    cfg: DictConfig,
-    model: SpeechLLM,
-    batch: Batch,
-    groups: Mapping[str, Mapping[str, nn.Parameter]],
-    optimizer: torch.optim.Optimizer,
-    ledger: _Ledger,
-) -> None:
-    """A batch and an optimizer's step, phase by phase."""
+def _llm_loss(cfg: DictConfig, model: SpeechLLM, batch: Batch) -> Tensor:
+    """Forward pass of the recipes that run the LLM."""
     ctc_weight = cfg.get("ctc_weight", 0)
     traced = _WithoutMask(model) if cfg.device == "cuda" else model
-    with ledger.phase("forward pass"), autocast(torch.device("cpu"), compute_dtype(cfg.dtype)):
-        ce_sum, ctc_sum = batch_loss(traced, batch, with_ctc=ctc_weight > 0)
-        loss = ce_sum if ctc_sum is None else ce_sum + ctc_weight * ctc_sum
-    del ce_sum, ctc_sum
-    with ledger.phase("backward pass"):
-        loss.backward()
-    with ledger.phase("optimizer's step"):
-        clip_gradients(groups, cfg.clip_grad_norm)
-        optimizer.step()
+    ce_sum, ctc_sum = batch_loss(traced, batch, with_ctc=ctc_weight > 0)
+    return ce_sum if ctc_sum is None else ce_sum + ctc_weight * ctc_sum
+
+
+def _dtype(cfg: DictConfig) -> torch.dtype:
+    return compute_dtype(cfg.dtype, scaled_loss=True)
 
 
 def _plain_tensors(weight: Tensor) -> list[Tensor]:

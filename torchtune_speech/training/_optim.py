@@ -11,7 +11,7 @@ from torchtune.modules.peft import get_adapter_params
 
 from torchtune_speech import config
 from torchtune_speech.errors import InputError
-from torchtune_speech.models import SpeechLLM
+from torchtune_speech.models import ProjectorWithTable, SpeechLLM
 
 
 def learning_rate(
@@ -45,7 +45,9 @@ def learning_rate(
     return lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def trainable_groups(model: SpeechLLM, *names: str) -> dict[str, dict[str, nn.Parameter]]:
+def trainable_groups(
+    model: SpeechLLM | ProjectorWithTable, *names: str
+) -> dict[str, dict[str, nn.Parameter]]:
     """Freeze everything but the named groups.
 
     Args:
@@ -56,7 +58,8 @@ def trainable_groups(model: SpeechLLM, *names: str) -> dict[str, dict[str, nn.Pa
         Group to parameter name to parameter.
     """
     parameters = model.state_dict(keep_vars=True)  # names without the prefixes of wrappers
-    adapter = {id(p) for p in get_adapter_params(model.decoder).values()}
+    has_llm = hasattr(model, "decoder")
+    adapter = {id(p) for p in get_adapter_params(model.decoder).values()} if has_llm else set()
     groups = {
         "projector": {
             n: p

@@ -126,12 +126,15 @@ def start_process(device: str, *, timeout: timedelta | None = None) -> Process:
     return Process(here, rank, world_size)
 
 
-def compute_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
+def compute_dtype(
+    name: str, device: torch.device | None = None, *, scaled_loss: bool = False
+) -> torch.dtype:
     """Precision of the frozen weights and the matrix products.
 
     Args:
-        name: ``fp32`` or ``bf16``.
+        name: ``fp32``, ``bf16``, or ``fp16`` where the loss is scaled.
         device: refuse what it cannot compute in; None to ask no device.
+        scaled_loss: whether the recipe scales its loss, so that ``fp16`` may be used too.
 
     Returns:
         The dtype.
@@ -140,6 +143,8 @@ def compute_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
         InputError: if the name is unknown or the device cannot.
     """
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if scaled_loss:
+        dtypes["fp16"] = torch.float16
     if name not in dtypes:
         raise InputError(f"dtype: {name!r} is unknown; use {' or '.join(dtypes)}")
     try:

@@ -10,22 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor
 from torchtune.utils import get_logger, log_rank_zero
 
-from torchtune_speech.data import Plan, SpeechDataset, Step, data_fingerprint
+from torchtune_speech.data import Plan, SpeechDataset, Step, TranscriptDataset, data_fingerprint
 from torchtune_speech.errors import InputError
-from torchtune_speech.models import read_hf_config
+from torchtune_speech.models import embedding_digest, read_hf_config
 from torchtune_speech.training._checkpoint import (
     find_checkpoint,
     list_checkpoints,
     read_stage,
 )
 from torchtune_speech.training._compile import compiled_graphs
+from torchtune_speech.training._embedding_objective import EmbeddingStepLoss, EmbeddingSums
 from torchtune_speech.training._objective import StepLoss, StepSums
 
 _log = get_logger("INFO")
 _EDGE = 2**16  # bytes
+_SMALLEST_SCALE = 1.0  # float16 gradients that overflow at this scale are broken, not scaled badly
 
 
 class TrainingError(InputError):
@@ -94,13 +97,14 @@ def clip_gradients(
 def update(
     optimizer: torch.optim.Optimizer,
     groups: Mapping[str, Mapping[str, nn.Parameter]],
-    sums: StepSums,
+    sums: StepSums | EmbeddingSums,
     step: Step,
-    dataset: SpeechDataset,
+    dataset: SpeechDataset | TranscriptDataset,
     *,
     clip_grad_norm: float | None,
     on_nonfinite: str = "fail",
-) -> tuple[StepLoss, float]:
+    scaler: GradScaler | None = None,
+) -> tuple[StepLoss | EmbeddingStepLoss, float]:
     """Clip the gradients, take the optimizer's step if all is finite, and read the losses.
 
     With a fused optimizer the device itself decides whether the step is taken, and the host waits
@@ -116,6 +120,8 @@ def update(
         clip_grad_norm: largest norm of all gradients together; None for no clipping.
         on_nonfinite: what to do when loss or gradient norm is not finite: ``fail``, or ``skip``
             the step, as if it had not been drawn. Weights and optimizer stay as they were.
+        scaler: what multiplied the loss; None or a disabled one for nothing. Gradients that
+            overflow then are no failure: the step is skipped, and the next has a smaller scale.
 
     Returns:
         The losses, and the gradient norm before clipping.
@@ -123,6 +129,9 @@ def update(
     Raises:
         TrainingError: if loss or gradient norm is not finite, under ``fail``.
     """
+    scaled = scaler is not None and scaler.is_enabled()
+    if scaled:
+        scaler.unscale_(optimizer)
     norm = clip_gradients(groups, clip_grad_norm)
     finite = sums.losses.sum().isfinite() & norm.isfinite()
     if _is_fused(optimizer):
@@ -133,7 +142,11 @@ def update(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     losses, grad_norm = sums.read(), norm.item()
-    if not (math.isfinite(losses.loss) and math.isfinite(grad_norm)):
+    overflowed = False
+    if scaled:
+        overflowed = math.isfinite(losses.loss) and scaler.get_scale() > _SMALLEST_SCALE
+        scaler.update()
+    if not overflowed and not (math.isfinite(losses.loss) and math.isfinite(grad_norm)):
         _refuse_or_tell(losses, grad_norm, step, dataset, on_nonfinite)
     return losses, grad_norm
 
@@ -150,7 +163,11 @@ def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _refuse_or_tell(
-    losses: StepLoss, grad_norm: float, step: Step, dataset: SpeechDataset, on_nonfinite: str
+    losses: StepLoss | EmbeddingStepLoss,
+    grad_norm: float,
+    step: Step,
+    dataset: SpeechDataset | TranscriptDataset,
+    on_nonfinite: str,
 ) -> None:
     some = ", ".join(dataset.samples[i].id for i in step.samples[:5])
     what = (
@@ -193,9 +210,6 @@ def step_metrics(
     ctc = {}
     if losses.ctc is not None:
         ctc = {"ctc_loss": losses.ctc, "ctc_skipped": losses.ctc_skipped}
-    skipped = {}
-    if not (math.isfinite(losses.loss) and math.isfinite(grad_norm)):
-        skipped = {"skipped_samples": [dataset.samples[i].id for i in step.samples]}
     return {
         "loss": losses.loss,
         **ctc,
@@ -210,17 +224,80 @@ def step_metrics(
         "seconds": seconds,
         "tokens_per_second": losses.tokens / seconds,
         **({"compiled_graphs": graphs} if (graphs := compiled_graphs()) else {}),
-        **skipped,
+        **_skipped(losses, step, dataset, grad_norm),
     }
 
 
-def fingerprints(dataset: SpeechDataset, plan: Plan, llm_dir: str | Path) -> dict[str, Any]:
+def embedding_step_metrics(
+    losses: EmbeddingStepLoss,
+    step: Step,
+    dataset: TranscriptDataset,
+    *,
+    grad_norm: float,
+    seconds: float,
+    rates: Mapping[str, float],
+    scaler: GradScaler,
+) -> dict[str, Any]:
+    """The numbers of a step without the LLM for ``metrics.jsonl``.
+
+    Args:
+        losses: of the step.
+        step: the step.
+        dataset: where its samples come from.
+        grad_norm: before clipping.
+        seconds: wall-clock time of the step.
+        rates: learning rates, ``lr_<group>``.
+        scaler: of the loss; its scale after the step is told where it is enabled.
+
+    Returns:
+        The metrics: each part of the loss as ``loss_<part>``, before its weight; the others as
+        in :func:`step_metrics`.
+    """
+    return {
+        "loss": losses.loss,
+        **{f"loss_{name}": mean for name, mean in losses.parts.items()},
+        **({"ctc_skipped": losses.ctc_skipped} if "ctc" in losses.parts else {}),
+        "grad_norm": grad_norm,
+        **rates,
+        **({"loss_scale": scaler.get_scale()} if scaler.is_enabled() else {}),
+        "source": step.source,
+        "epoch": step.epoch,
+        "samples": len(step.samples),
+        "tokens": losses.tokens,
+        "vectors": losses.vectors,
+        "frames": losses.frames,
+        "seconds": seconds,
+        "frames_per_second": losses.frames / seconds,
+        **_skipped(losses, step, dataset, grad_norm),
+    }
+
+
+def _skipped(
+    losses: StepLoss | EmbeddingStepLoss,
+    step: Step,
+    dataset: SpeechDataset | TranscriptDataset,
+    grad_norm: float,
+) -> dict[str, list[str]]:
+    if math.isfinite(losses.loss) and math.isfinite(grad_norm):
+        return {}
+    return {"skipped_samples": [dataset.samples[i].id for i in step.samples]}
+
+
+def fingerprints(
+    dataset: SpeechDataset | TranscriptDataset,
+    plan: Plan,
+    llm_dir: str | Path,
+    *,
+    table_only: bool = False,
+) -> dict[str, Any]:
     """What a run was trained on.
 
     Args:
         dataset: training data.
         plan: of its steps.
         llm_dir: folder of the LLM.
+        table_only: of the LLM only its embedding table matters, and nothing else is read: the
+            checkpoint then fits every LLM with this table, one with merged LoRA too.
 
     Returns:
         Fingerprints of the data, of the lengths it is packed by, of the feature store (None
@@ -231,8 +308,24 @@ def fingerprints(dataset: SpeechDataset, plan: Plan, llm_dir: str | Path) -> dic
         "data": data_fingerprint(dataset.samples),
         "lengths": hashlib.sha256(b"".join(n.tobytes() for n in lengths)).hexdigest(),
         "store": dict(dataset.store.fingerprint) if dataset.store is not None else None,
-        "llm": llm_fingerprint(llm_dir),
+        "llm": (table_fingerprint if table_only else llm_fingerprint)(llm_dir),
     }
+
+
+def table_fingerprint(llm_dir: str | Path) -> dict[str, str]:
+    """Folder name of the LLM, and a digest of its embedding table.
+
+    Args:
+        llm_dir: folder of the LLM.
+
+    Returns:
+        ``name`` and ``embeddings``, see :func:`embedding_digest`.
+
+    Raises:
+        InputError: if the folder, or the file that holds the table, is missing or damaged.
+    """
+    read_hf_config(llm_dir)
+    return {"name": Path(llm_dir).resolve().name, "embeddings": embedding_digest(llm_dir)}
 
 
 def llm_fingerprint(llm_dir: str | Path) -> dict[str, str]:
@@ -244,7 +337,8 @@ def llm_fingerprint(llm_dir: str | Path) -> dict[str, str]:
     Returns:
         ``name``; ``digest`` of the config, weight names, shapes and file sizes; ``weights``, a
         digest of the first and last 64 KiB of each file's weights, which differ between models of
-        one shape. To read them all would take minutes for a large model.
+        one shape (to read them all would take minutes for a large model); ``embeddings``, see
+        :func:`embedding_digest`, where that table can be read.
 
     Raises:
         InputError: if the folder is no Hugging Face model with safetensors.
@@ -273,7 +367,15 @@ def llm_fingerprint(llm_dir: str | Path) -> dict[str, str]:
         "name": Path(llm_dir).resolve().name,
         "digest": digest.hexdigest(),
         "weights": weights.hexdigest(),
+        **_embeddings(llm_dir),
     }
+
+
+def _embeddings(llm_dir: str | Path) -> dict[str, str]:
+    try:
+        return {"embeddings": embedding_digest(llm_dir)}
+    except InputError:  # what reads the weights will say so
+        return {}
 
 
 def warn_if_incoherent(projector_checkpoint: str | Path | None, max_wer: float = 0.5) -> None:

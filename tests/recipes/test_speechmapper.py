@@ -1,0 +1,250 @@
+"""Stage 1 without the LLM: steps, resume, processes, float16, and what stage A makes of it."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny_world import PROJECTOR, make_data, make_llm, write_config
+
+from torchtune_speech import training
+from torchtune_speech.files import read_json, read_jsonl
+
+ALL_PARTS = {
+    "squared_error": 0.5,
+    "pad_squared_error": 0.5,
+    "absolute": 1.0,
+    "cosine": 1.0,
+    "contrast": 0.5,
+    "ctc": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    make_llm(folder / "llm")
+    make_data(folder / "data")
+    cfg_file = write_config(
+        folder, "speechmapper", output_dir=str(folder / "M"), loss=ALL_PARTS, normalizer="basic"
+    )
+    cfg = yaml.safe_load(cfg_file.read_text())
+    cfg["dataset"]["on_too_long"] = cfg["eval_dataset"]["on_too_long"] = "skip"
+    cfg_file.write_text(yaml.safe_dump(cfg))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(recipe_module):
+    """A function that runs a recipe in this process; gives its exit code."""
+
+    def run(name, *words, stop_after=None):
+        def step(log, number, metrics):
+            take_note(log, number, metrics)
+            if number == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        take_note = training.TrainingLog.step
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [name, *map(str, words)])
+            patch.setattr(training.TrainingLog, "step", step)
+            try:
+                recipe_module(name).recipe_main()
+            except SystemExit as exit_:
+                return exit_.code or 0
+        return 0
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def mapped(world, run):
+    """Six steps of stage 1."""
+    assert run("speechmapper", "--config", world / "speechmapper.yaml") == 0
+    return world
+
+
+def losses(folder):
+    return [row["loss"] for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+def weights(folder):
+    return load_file(folder / "projector.safetensors")
+
+
+def test_each_step_tells_every_part(mapped):
+    rows = read_jsonl(mapped / "M" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        total = sum(weight * row[f"loss_{name}"] for name, weight in ALL_PARTS.items())
+        assert row["loss"] == pytest.approx(total, rel=1e-5)
+        assert row["frames"] == row["vectors"] > row["tokens"] > 0
+        assert row["grad_norm"] > 0 and row["frames_per_second"] > 0
+        assert "loss_scale" not in row
+
+
+def test_the_checkpoint_has_the_files_of_stage_a(mapped):
+    folder = mapped / "M" / "step_6"
+    assert {p.name for p in folder.iterdir()} == {"projector.safetensors", "stage.json", "state"}
+    assert {p.name for p in (folder / "state").iterdir()} == {"optimizer.safetensors", "plan.json"}
+    stage = read_json(folder / "stage.json")
+    assert stage["stage"] == "speechmapper"
+    assert set(stage["fingerprints"]["llm"]) == {"name", "embeddings"}
+    assert {"nearest_token", "ctc", "n"} == set(stage["metrics"])
+    assert not any("table" in name for name in weights(folder))
+
+
+def test_the_loss_falls_and_the_words_come_out(mapped, run):
+    out = mapped / "long"
+    words = ["--config", mapped / "speechmapper.yaml", f"output_dir={out}", "max_steps=250"]
+    words += ["learning_rate.projector.lr=1e-2", "learning_rate.projector.warmup_steps=10"]
+    words += ["eval_every_n_steps=250", "projector.embed_dim=32"]
+    assert run("speechmapper", *words) == 0
+    found = losses(out)
+    assert sum(found[-5:]) < 0.3 * sum(found[:5])
+    (row,) = read_jsonl(out / "evaluations.jsonl")  # of the training data, which is all there is
+    scores = row["report"]["nearest_token"]
+    assert scores["wer"] < 0.1 and scores["normalizer"] == "basic"
+    assert scores["word_cosine"] > 0.8 and scores["pads_found"] > 0.9
+    assert row["examples"][0]["target"].islower()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(mapped, run, capsys, num_workers):
+    noise = ["projector.dropout=0.1", f"num_workers={num_workers}"]
+    noise += ["spec_augment={time_masks: 1, time_width: 4, freq_masks: 1, freq_width: 3}"]
+    words = ["speechmapper", "--config", mapped / "speechmapper.yaml", *noise]
+    whole, out = mapped / f"whole-{num_workers}", mapped / f"stopped-{num_workers}"
+    assert run(*words, f"output_dir={whole}") == 0
+    assert run(*words, f"output_dir={out}", stop_after=3) == 143
+    assert losses(out) == losses(whole)[:3]
+    capsys.readouterr()
+    assert run(*words, f"output_dir={out}") == 1
+    assert "resume=true" in capsys.readouterr().err
+    assert run(*words, f"output_dir={out}", "max_frames=70", "resume=true") == 1
+    assert "max_frames was 60 and is 70" in capsys.readouterr().err
+    assert run(*words, f"output_dir={out}", "resume=true") == 0
+    assert losses(out) == losses(whole)
+    for name in ("projector.safetensors", "state/optimizer.safetensors"):
+        one, two = (load_file(d / "step_6" / name) for d in (whole, out))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_float16_resumes_with_its_scale(mapped, run):
+    words = ["speechmapper", "--config", mapped / "speechmapper.yaml", "dtype=fp16"]
+    whole, out = mapped / "half", mapped / "half-stopped"
+    assert run(*words, f"output_dir={whole}") == 0
+    rows = read_jsonl(whole / "metrics.jsonl")
+    assert all(row["loss_scale"] > 0 for row in rows)
+    assert losses(whole) == pytest.approx(losses(mapped / "M"), rel=0.05)
+    assert losses(whole) != losses(mapped / "M")
+    assert run(*words, f"output_dir={out}", stop_after=3) == 143
+    # The scale and what is counted until it grows are the run's.
+    saved = out / "step_3" / "state" / "scaler.json"
+    state = read_json(saved)
+    assert state["_growth_tracker"] == 3 and state["scale"] == rows[2]["loss_scale"]
+    assert run(*words, f"output_dir={out}", "resume=true") == 0
+    assert losses(out) == losses(whole)
+    assert read_json(out / "step_6/state/scaler.json") == read_json(
+        whole / "step_6/state/scaler.json"
+    )
+
+
+def test_two_processes_take_the_steps_of_one(mapped, tune_run):
+    out = mapped / "two"
+    words = ["--config", mapped / "speechmapper.yaml", f"output_dir={out}"]
+    words += ["gradient_accumulation_steps=2"]
+    done = tune_run("--nproc_per_node", 2, "speechmapper", *words, cwd=mapped)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(out) == pytest.approx(losses(mapped / "M"), rel=1e-4)
+    one, two = weights(mapped / "M" / "step_6"), weights(out / "step_6")
+    assert all((one[k] - two[k]).abs().max() < 1e-4 for k in one)
+
+
+def test_stage_a_begins_where_stage_1_ended(mapped, run):
+    out = mapped / "A"
+    file = write_config(mapped, "projector", output_dir=str(out), max_steps=1, eval_dataset=None)
+    words = [f"projector_checkpoint={mapped / 'M'}", "optimizer.weight_decay=0"]
+    assert run("projector", "--config", file, *words, "learning_rate.projector.lr=0") == 0
+    before, after = weights(mapped / "M" / "step_6"), weights(out / "step_1")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_an_llm_with_other_embeddings_is_refused(mapped, run, capsys):
+    other = make_llm(mapped / "other", seed=1)
+    file = write_config(mapped, "projector", output_dir=str(mapped / "X"), eval_dataset=None)
+    words = [f"projector_checkpoint={mapped / 'M'}", f"llm_dir={other}"]
+    assert run("projector", "--config", file, *words) == 1
+    assert "trained with the LLM 'llm', this run uses 'other'" in capsys.readouterr().err
+    # One that differs elsewhere, as with LoRA merged in, has the same words.
+    tensors = load_file(mapped / "llm" / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(tensors | {name: tensors[name] + 1}, other / "model.safetensors")
+    assert run("projector", "--config", file, *words, "max_steps=1") == 0
+
+
+def test_it_may_begin_with_the_projector_of_another_run(mapped, run):
+    out = mapped / "on"
+    words = [f"output_dir={out}", f"projector_checkpoint={mapped / 'M'}", "max_steps=1"]
+    words += ["learning_rate.projector.lr=0", "optimizer.weight_decay=0"]
+    assert run("speechmapper", "--config", mapped / "speechmapper.yaml", *words) == 0
+    before, after = weights(mapped / "M" / "step_6"), weights(out / "step_1")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+CASES = {
+    "no-llm": (["llm_dir=nowhere"], "nowhere: no config.json there"),
+    "vocab": (["vocab_size=7"], "vocab_size: 7, but the embedding table of"),
+    "pad-id": (["pad_token=99999"], "pad_token: 99999 is token 99999, but the table of"),
+    "pad-text": (["pad_token=two words"], "pad_token: 'two words' is 4 tokens"),
+    "normalizer": (["normalizer=bsic"], "normalizer: unknown name 'bsic'; did you mean 'basic'"),
+    "loss": (["loss={cosin: 1}"], "loss.cosin: unknown part; did you mean 'cosine'"),
+    "no-loss": ([f"loss.{name}=0" for name in ALL_PARTS], "loss: all weights are 0"),
+    "no-labels": (["dataset.ctc=null"], "or loss.ctc to 0"),
+    "labels": (["dataset.ctc=characters"], "projector.ctc_vocab_size: "),
+    "width": (["projector.out_dim=16"], "projector.out_dim: 16, but the LLM's embeddings are 32"),
+    "frames": (["max_frames=0"], "max_frames: 0; give a whole number of 1 or more"),
+    "dense": (
+        ["projector.stack=9", "dataset.on_too_long=fail"],
+        "tokens for fewer speech vectors (1)",
+    ),
+    "dtype": (["dtype=fp8"], "dtype: 'fp8' is unknown; use fp32 or bf16 or fp16"),
+    "store": (["dataset.features=nowhere"], "nowhere: no such folder"),
+    "tasks": (["dataset.tasks=[mt]"], "0-mt: has 0 audios"),
+    "temperature": (["contrast_temperature=0"], "contrast_temperature: 0; give a number above 0"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_wrong_input_is_one_line(mapped, run, capsys, name):
+    changes, what = CASES[name]
+    out = mapped / f"wrong-{name}"
+    capsys.readouterr()
+    words = ["--config", mapped / "speechmapper.yaml", f"output_dir={out}", *changes]
+    assert run("speechmapper", *words) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and what in error[0], error
+    assert not out.exists()
+
+
+def test_other_recipes_have_no_float16(mapped, run, capsys):
+    file = write_config(mapped, "projector", output_dir=str(mapped / "Y"))
+    assert run("projector", "--config", file, "dtype=fp16") == 1
+    assert "dtype: 'fp16' is unknown; use fp32 or bf16" in capsys.readouterr().err
+
+
+def test_dry_run_tells_of_real_data(mapped, run, capsys):
+    words = ["--config", mapped / "speechmapper.yaml", "dry_run=true", f"output_dir={mapped / 'Z'}"]
+    assert run("speechmapper", *words) == 0
+    out = capsys.readouterr().out
+    vocab = json.loads((mapped / "llm" / "config.json").read_text())["vocab_size"]
+    for text in ("embedding table", f"{vocab} x 32".replace("1920", "1,920"), "6 samples, 111"):
+        assert text in out
+    assert not (mapped / "Z").exists()
+    assert PROJECTOR["_component_"] in out

@@ -1,0 +1,113 @@
+"""The LLM's embedding table alone, out of the one file that holds it."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torchtune_speech.errors import InputError
+from torchtune_speech.models._hf_weights import open_safetensors, read_weight_map
+from torchtune_speech.modules import unit_rows
+
+# The name in Hugging Face's Llama, Qwen, Mistral and their relatives.
+EMBEDDING_NAME = "model.embed_tokens.weight"
+_DIGEST_ROWS = 256
+
+
+class ProjectorWithTable(nn.Module):
+    """What pretraining without the LLM holds: a projector, and the table it is to write in.
+
+    Args:
+        projector: maps encoder frames to vectors of the table's width.
+        table_vd: the LLM's token embeddings, ``[v, d]``; frozen.
+        contrast: keep the table with rows of length 1 as well, as ``unit_table``, which
+            :func:`vocabulary_contrast_sum` wants. Default False.
+
+    Raises:
+        InputError: if projector and table differ in width.
+    """
+
+    def __init__(self, projector: nn.Module, table_vd: Tensor, *, contrast: bool = False) -> None:
+        super().__init__()
+        if projector.out_dim != table_vd.shape[1]:
+            raise InputError(
+                f"projector.out_dim: {projector.out_dim}, but the LLM's embeddings are "
+                f"{table_vd.shape[1]} wide; set projector.out_dim to that"
+            )
+        self.projector = projector
+        self.table = nn.Parameter(table_vd, requires_grad=False)
+        self.unit_table = (
+            nn.Parameter(unit_rows(table_vd), requires_grad=False) if contrast else None
+        )
+
+
+def load_embedding_table(llm_dir: str | Path, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Token embeddings of a Hugging Face folder; no other weight is read, no other shard opened.
+
+    Args:
+        llm_dir: folder with ``model.safetensors``, or with ``model.safetensors.index.json`` and
+            the shard that holds the table; other shards need not be there.
+        dtype: of the result. Default float32.
+
+    Returns:
+        The table, ``[v, d]``, on the CPU.
+
+    Raises:
+        InputError: if the folder, its index or the shard is missing or damaged, or holds no table.
+
+    Example:
+        >>> load_embedding_table("/tmp/Llama-3.1-8B-Instruct", torch.bfloat16).shape
+        torch.Size([128256, 4096])
+    """
+    file = _embedding_file(llm_dir)
+    with open_safetensors(file) as tensors:
+        _check_table(file, tensors)
+        return tensors.get_tensor(EMBEDDING_NAME).to(dtype)
+
+
+def embedding_digest(llm_dir: str | Path) -> str:
+    """Digest of 256 rows spread evenly over the embedding table, and of its shape and dtype.
+
+    Two models with different tables differ in it; one with merged LoRA has its base's.
+
+    Args:
+        llm_dir: see :func:`load_embedding_table`.
+
+    Returns:
+        SHA-256 as 64 hexadecimal digits.
+
+    Raises:
+        InputError: see :func:`load_embedding_table`.
+    """
+    file = _embedding_file(llm_dir)
+    with open_safetensors(file) as tensors:
+        _check_table(file, tensors)
+        table = tensors.get_slice(EMBEDDING_NAME)
+        shape = list(table.get_shape())
+        digest = hashlib.sha256(f"{table.get_dtype()}/{shape}".encode())
+        rows = np.linspace(0, shape[0] - 1, min(_DIGEST_ROWS, shape[0])).astype(int)
+        for row in rows.tolist():
+            digest.update(table[row : row + 1].view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _embedding_file(llm_dir: str | Path) -> Path:
+    """The file that holds the table."""
+    file = read_weight_map(Path(llm_dir)).get(EMBEDDING_NAME)
+    if file is None:
+        raise _no_table(llm_dir)
+    return file
+
+
+def _check_table(file: Path, tensors: object) -> None:
+    if EMBEDDING_NAME not in tensors.keys():
+        raise _no_table(file)
+
+
+def _no_table(where: str | Path) -> InputError:
+    return InputError(
+        f"{where}: holds no {EMBEDDING_NAME}; give the folder of a Llama or Qwen in Hugging "
+        "Face's format"
+    )

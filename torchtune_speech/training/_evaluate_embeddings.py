@@ -1,0 +1,140 @@
+"""What a projector has learnt without the LLM: which tokens its speech vectors are nearest to."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchtune_speech.data import TranscriptDataset, collate_transcripts
+from torchtune_speech.evaluation import normalizer, wer
+from torchtune_speech.models import ProjectorWithTable
+from torchtune_speech.modules import ctc_greedy, nearest_tokens
+from torchtune_speech.training._objective import autocast, to_device
+from torchtune_speech.training._process import Process
+
+
+def evaluate_embeddings(
+    model: ProjectorWithTable,
+    dataset: TranscriptDataset,
+    process: Process,
+    *,
+    num_samples: int,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    num_examples: int = 3,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Scores and examples on samples spread evenly over a data set.
+
+    A vector is transcribed as the token whose embedding has the largest cosine with it; pads and
+    other special tokens are left out. Whatever is learnt of a transcript, words are compared under
+    the normaliser "basic", lower case without punctuation. Every process transcribes the same
+    samples.
+
+    Args:
+        model: projector and table.
+        dataset: dev set.
+        process: this process.
+        num_samples: samples to transcribe.
+        batch_size: samples projected together.
+        dtype: precision of the matrix products.
+        num_examples: transcriptions returned to look at.
+
+    Returns:
+        The scores: ``nearest_token`` with what :func:`wer` gives, ``word_cosine`` (mean cosine
+        with the target at the transcript's tokens) and ``pads_found`` (share of the pad positions
+        whose nearest token is the pad); ``ctc``, the word error rate of the projector's CTC head,
+        where the data set has CTC labels; ``n``. And the examples.
+    """
+    count = min(num_samples, len(dataset))
+    chosen = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
+    heard: list[str] = []
+    spelled: list[str] = []
+    sums = torch.zeros(4, dtype=torch.float64)
+    was_training = model.training
+    model.eval()
+    for start in range(0, count, batch_size):
+        part = chosen[start : start + batch_size]
+        texts, ctc_texts, of_part = _transcribe(model, dataset, part, process.device, dtype)
+        heard, spelled, sums = heard + texts, spelled + ctc_texts, sums + of_part
+    model.train(was_training)
+    references = [dataset.text(i) for i in chosen]
+    cosine, words, found, pads = sums.tolist()
+    scores: dict[str, Any] = {
+        "nearest_token": {
+            **wer(references, heard, normalizer="basic"),
+            "word_cosine": cosine / max(words, 1),
+            "pads_found": found / max(pads, 1),
+        }
+    }
+    if spelled:
+        scores["ctc"] = wer(references, spelled, normalizer="basic")
+    rows = [
+        {
+            "id": dataset.samples[i].id,
+            "task": dataset.samples[i].task,
+            "target_lang": dataset.samples[i].source_lang,
+            "target": reference,
+            "prediction": text,
+        }
+        for i, reference, text in zip(chosen, references, heard, strict=True)
+    ]
+    examples = rows[:: max(1, count // max(num_examples, 1))][:num_examples]
+    return {"n": count} | scores, examples
+
+
+@torch.no_grad()
+def _transcribe(
+    model: ProjectorWithTable,
+    dataset: TranscriptDataset,
+    indices: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[list[str], list[str], Tensor]:
+    """Texts of the nearest tokens, texts of the CTC head, and what the other scores are made of."""
+    items = [dataset.item(i) for i in indices]
+    batch = to_device(collate_transcripts(items, dataset.store.dim), device)
+    frames, lengths_u = batch["frames"].float(), batch["frame_lengths"]
+    with autocast(device, dtype):
+        output = model.projector(frames, lengths_u, return_ctc=dataset.ctc is not None)
+    vectors_nd, ctc_logits = output if dataset.ctc is not None else (output, None)
+    nearest_n, is_pad_n = nearest_tokens(vectors_nd, model.table), batch["is_pad"]
+    targets_nd = model.table[batch["target_tokens"]].float()
+    cosine_n = F.cosine_similarity(vectors_nd.float(), targets_nd, dim=-1)
+    # By its embedding: reserved tokens that no training ever touched may share one.
+    is_found_n = (model.table[nearest_n] == model.table[dataset.pad_token]).all(-1)
+    found = is_found_n[is_pad_n]
+    sums = (cosine_n[~is_pad_n].sum(), (~is_pad_n).sum(), found.sum(), is_pad_n.sum())
+    vectors_u = dataset.output_length(lengths_u).tolist()
+    texts = [
+        dataset.chat.decode([t for t in part.tolist() if t != dataset.pad_token])
+        for part in nearest_n.cpu().split(vectors_u)
+    ]
+    ctc_texts = []
+    if ctc_logits is not None:
+        labels = ctc_greedy(ctc_logits, model.projector.ctc_length(lengths_u))
+        ctc_texts = [dataset.ctc.decode(x) for x in labels]
+    return texts, ctc_texts, torch.stack([s.double().cpu() for s in sums])
+
+
+def transcript_normalizer(name: str) -> Callable[[str, str], str]:
+    """What is left of a transcript to be learnt.
+
+    Args:
+        name: of a normaliser, see :func:`torchtune_speech.evaluation.normalizer`.
+
+    Returns:
+        ``(text, language) -> text``; it can be pickled.
+
+    Raises:
+        InputError: if the name is unknown.
+    """
+    normalizer(name)
+    return partial(_normalized, name)
+
+
+def _normalized(name: str, text: str, lang: str) -> str:
+    return normalizer(name, lang)(text)
