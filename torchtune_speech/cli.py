@@ -96,9 +96,9 @@ _STUDY = """\
 Answers a question by training: every variant of a study with every seed, one after the other.
 
 Without a name, lists the packaged studies. A study is a YAML file (docs/studies.md): what varies,
-the recipes to run, the scores to look at. Steps that several runs have in common are run once.
-A study that was stopped goes on where it was when it is started again; what is done is skipped, and
-steps whose settings or configs were changed since are run again, with all that follows from them."""
+the recipes to run, the scores to look at. Steps that several runs have in common are run once. A
+study that was stopped goes on where it was when it is started again; what is done is skipped, and
+steps whose settings or configs have changed are run again, with all that follows from them."""
 
 _STUDY_EXAMPLES = """\
 examples:

@@ -8,6 +8,8 @@ from html import escape
 _WIDTH, _HEIGHT = 400, 290  # of a panel, in pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 58
 _COLUMNS = 3
+_LETTER = 6.6  # mean width
+_TURN = 35  # degrees that long names are turned by
 _TITLE = 34
 _INK, _SOFT, _RULE, _COLOR = "#1b1b1b", "#5c5c5c", "#dddddd", "#1f5fa8"
 
@@ -44,8 +46,10 @@ def draw_panels(panels: Sequence[Panel], title: str) -> str:
         An SVG document.
     """
     columns = min(_COLUMNS, len(panels))
+    names_height = max(_names_height(panel) for panel in panels)
+    panel_height = _HEIGHT + names_height
     width = _WIDTH * columns
-    height = _TITLE + _HEIGHT * math.ceil(len(panels) / columns)
+    height = _TITLE + panel_height * math.ceil(len(panels) / columns)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="sans-serif" font-size="12" fill="{_INK}">',
@@ -53,13 +57,26 @@ def draw_panels(panels: Sequence[Panel], title: str) -> str:
         _text(_LEFT, 22, title, size=15, bold=True),
     ]
     for i, panel in enumerate(panels):
-        x, y = _WIDTH * (i % columns), _TITLE + _HEIGHT * (i // columns)
-        parts += [f'<g transform="translate({x} {y})">', *_panel(panel, i), "</g>"]
+        x, y = _WIDTH * (i % columns), _TITLE + panel_height * (i // columns)
+        parts += [
+            f'<g transform="translate({x} {y})">',
+            *_panel(panel, i, names_height),
+            "</g>",
+        ]
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(panel: Panel, number: int) -> list[str]:
-    """A panel in its own coordinates."""
+def _names_height(panel: Panel) -> int:
+    """Pixels that turned names of variants need more than names in a line; 0 if those fit."""
+    longest = _LETTER * max(map(len, panel.names), default=0)
+    slot = (_WIDTH - _LEFT - _RIGHT) / max(1, len(panel.names))
+    if _numbers(panel.names) is not None or longest <= slot:
+        return 0
+    return math.ceil(longest * math.sin(math.radians(_TURN)))
+
+
+def _panel(panel: Panel, number: int, names_height: int) -> list[str]:
+    """A panel in its own coordinates; names of variants are turned if they have height."""
     left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM
     parts = [_text(left, top - 10, panel.y_label, bold=True)]
     low, high = _range(panel)
@@ -69,23 +86,23 @@ def _panel(panel: Panel, number: int) -> list[str]:
         parts += [_line(left, y, right, y, _RULE), _text(left - 6, y + 4, _short(tick), "end")]
     numbers = _numbers(panel.names)
     if numbers is None:
-        xs = [left + (right - left) * (i + 0.5) / len(panel.names) for i in range(len(panel.names))]
-        most = max(4, int((right - left) / max(1, len(xs)) / 6.5))
+        slot = (right - left) / max(1, len(panel.names))
+        xs = [left + slot * (i + 0.5) for i in range(len(panel.names))]
     else:
         # Room on both sides, so that no point lies on the edge.
         x_of = _scale(min(numbers), max(numbers), left + 14, right - 14)
-        xs, most = [x_of(number) for number in numbers], 12
+        xs = [x_of(number) for number in numbers]
     last = -math.inf
     for x, name in zip(xs, panel.names, strict=True):
         parts.append(_line(x, bottom, x, bottom + 4, _SOFT))
-        if numbers is not None and x - last < 7 * len(name) + 6:
-            continue  # it would run into the one before
-        last = x
-        shown = name if len(name) <= most else f"{name[: most - 1]}…"
-        parts.append(_text(x, bottom + 18, shown, "middle", tooltip=name))
+        if numbers is None and names_height:
+            parts.append(_text(x + 4, bottom + 14, name, "end", turn=-_TURN))
+        elif numbers is None or x - last >= _LETTER * len(name) + 6:
+            parts.append(_text(x, bottom + 18, name, "middle"))
+            last = x
     parts += [
         _line(left, bottom, right, bottom, _SOFT),
-        _text((left + right) / 2, bottom + 40, panel.x_label, "middle"),
+        _text((left + right) / 2, bottom + names_height + 40, panel.x_label, "middle"),
         # An interval of two seeds may be wider than the panel.
         f'<clipPath id="inside{number}"><rect x="{left}" y="{top}" width="{right - left}" '
         f'height="{bottom - top}"/></clipPath>',
@@ -182,11 +199,11 @@ def _text(
     *,
     size: int = 12,
     bold: bool = False,
-    tooltip: str | None = None,
+    turn: int = 0,
 ) -> str:
     weight = ' font-weight="600"' if bold else ""
-    title = f"<title>{escape(tooltip)}</title>" if tooltip and tooltip != text else ""
+    turned = f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else ""
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"{weight}>'
-        f"{title}{escape(text)}</text>"
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"{weight}{turned}>'
+        f"{escape(text)}</text>"
     )

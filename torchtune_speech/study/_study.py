@@ -100,7 +100,7 @@ def load_study(name: str, *, family: str | None = None, overrides: Sequence[str]
         hint = did_you_mean(family, families) or f"; it has {', '.join(families)}"
         raise InputError(f"{path}: no family {family!r}{hint}")
     values = dict(families[family] or {})
-    without = values.pop("without", None) or ()
+    without = [str(name) for name in values.pop("without", None) or ()]
     for name in without:
         if name not in tree["variants"]:
             hint = did_you_mean(name, tree["variants"])
