@@ -164,6 +164,7 @@ BAD = {
     "resume": (lambda t: t["pipeline"]["C"]["set"].update(resume=True), "set by the study"),
     "config": (lambda t: t["pipeline"]["A"].update(config="nano/projecter"), "nano/projector"),
     "without": (lambda t: t["families"]["tiny"].update(without=["11"]), "no variant '11'"),
+    "variant": (lambda t: t["variants"].update(a=3), "variants.a: 3; write {KEY: VALUE}"),
     "variants": (lambda t: t.update(variants=["a"]), "variants has to be lines of `NAME: ...`"),
 }
 

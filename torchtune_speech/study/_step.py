@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.files import read_json, write_json
@@ -23,7 +25,18 @@ _WRITES = {
     "speech_generate": ("output", "predictions.jsonl"),
     "speech_eval": ("output", "report.json"),
 }
-OUTPUT_KEYS = {recipe: key for recipe, (key, _) in _WRITES.items()}
+
+
+def output_key(recipe: str) -> str:
+    """The key of a recipe's config that says where it writes.
+
+    Args:
+        recipe: its name.
+
+    Returns:
+        `output_dir` for training recipes.
+    """
+    return _WRITES.get(recipe, ("output_dir", ""))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +69,9 @@ class StudyStep:
     @property
     def product(self) -> Path:
         """What later steps get: a folder of checkpoints or features, or the file written."""
-        key, file = _WRITES.get(self.recipe, ("output_dir", ""))
-        return self.folder if key == "output_dir" else self.folder / file
+        if output_key(self.recipe) == "output_dir":
+            return self.folder
+        return self.folder / _WRITES[self.recipe][1]
 
     @property
     def log(self) -> Path:
@@ -75,14 +89,13 @@ class StudyStep:
         Args:
             processes: how many to start on this machine; scores are always computed by one.
         """
-        key, _ = _WRITES.get(self.recipe, ("output_dir", ""))
         many = processes > 1 and self.recipe != "speech_eval"
         return [
             *(["--nproc_per_node", str(processes)] if many else []),
             self.recipe,
             "--config",
             self.config,
-            f"{key}={self.product}",
+            f"{output_key(self.recipe)}={self.product}",
             *(["resume=true"] if self.is_training else []),
             *self.words,
         ]
@@ -108,17 +121,18 @@ def setting_words(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _yaml_word(value: Any) -> str:
-    """A value such that YAML reads the same from it: the text `1` in quotes, other text as it is.
+    """A value such that a config reads the same from it: the text `1` in quotes, `a b` as it is."""
+    if isinstance(value, str) and _read(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)  # JSON is YAML
 
-    JSON is YAML, but for numbers such as 1e-05.
-    """
-    if isinstance(value, str):
-        try:
-            plain = yaml.safe_load(value) == value
-        except yaml.YAMLError:
-            plain = False
-        return value if plain else json.dumps(value, ensure_ascii=False)
-    return json.dumps(value, ensure_ascii=False)
+
+def _read(text: str) -> Any:
+    """What a config reads from a text; None where that is an error."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"x={text}"]), resolve=False)["x"]
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
+        return None
 
 
 def is_done(step: StudyStep) -> bool:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from torchtune_speech.config import config_path, study_path
 from torchtune_speech.errors import InputError, did_you_mean
-from torchtune_speech.study._step import OUTPUT_KEYS, StudyStep, setting_words
+from torchtune_speech.study._step import StudyStep, output_key, setting_words
 
 _REQUIRED = ("title", "varied", "seeds", "families", "variants", "pipeline", "scores")
 _STEP_KEYS = ("recipe", "config", "set", "drop")
@@ -81,6 +81,25 @@ def load_study(name: str, *, family: str | None = None, overrides: Sequence[str]
         InputError: naming the key that is missing, unknown or wrong.
     """
     path = Path(name) if Path(name).is_file() else study_path(name)
+    tree = _read_tree(path, overrides)
+    _check(tree, path)
+    family, values, variants = _choose_family(tree, family, path)
+    return Study(
+        name=path.stem,
+        title=tree["title"],
+        varied=tree["varied"],
+        seeds=tuple(tree["seeds"]),
+        family=family,
+        family_values=values,
+        variants=variants,
+        pipeline=tree["pipeline"],
+        scores=tree["scores"],
+        plot=tuple(tree.get("plot") or tree["scores"]),
+    )
+
+
+def _read_tree(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The file with overrides; interpolations stay as they are, to be resolved for each run."""
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(tree, dict):
         raise InputError(f"{path}: not a study; its top level has to be lines of `key: value`")
@@ -91,10 +110,14 @@ def load_study(name: str, *, family: str | None = None, overrides: Sequence[str]
         if "=" not in word:
             raise InputError(f"--set {word}: write it as KEY=VALUE")
     merged = OmegaConf.merge(OmegaConf.create(tree), OmegaConf.from_dotlist(list(overrides)))
-    # Interpolations stay as they are: they are resolved for each run.
-    tree = OmegaConf.to_container(merged, resolve=False)
-    _check(tree, path)
-    families = tree["families"]
+    return OmegaConf.to_container(merged, resolve=False)
+
+
+def _choose_family(
+    tree: Mapping[str, Any], family: str | None, path: Path
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Name and values of the family, and the variants that it has."""
+    families, variants = tree["families"], tree["variants"]
     family = family or next(iter(families))
     if family not in families:
         hint = did_you_mean(family, families) or f"; it has {', '.join(families)}"
@@ -102,21 +125,10 @@ def load_study(name: str, *, family: str | None = None, overrides: Sequence[str]
     values = dict(families[family] or {})
     without = [str(name) for name in values.pop("without", None) or ()]
     for name in without:
-        if name not in tree["variants"]:
-            hint = did_you_mean(name, tree["variants"])
+        if name not in variants:
+            hint = did_you_mean(name, variants)
             raise InputError(f"{path}: families.{family}.without: no variant {name!r}{hint}")
-    return Study(
-        name=path.stem,
-        title=tree["title"],
-        varied=tree["varied"],
-        seeds=tuple(tree["seeds"]),
-        family=family,
-        family_values=values,
-        variants={k: v for k, v in tree["variants"].items() if k not in without},
-        pipeline=tree["pipeline"],
-        scores=tree["scores"],
-        plot=tuple(tree.get("plot") or tree["scores"]),
-    )
+    return family, values, {k: v for k, v in variants.items() if k not in without}
 
 
 def _check(tree: Mapping[str, Any], path: Path) -> None:
@@ -128,6 +140,10 @@ def _check(tree: Mapping[str, Any], path: Path) -> None:
     for key in ("families", "variants", "pipeline", "scores"):
         if not isinstance(tree[key], dict):
             raise InputError(f"{path}: {key} has to be lines of `NAME: ...` below it")
+    for key in ("families", "variants"):
+        for name, node in tree[key].items():
+            if not isinstance(node or {}, dict):
+                raise InputError(f"{path}: {key}.{name}: {node!r}; write {{KEY: VALUE}}, or {{}}")
     seeds = tree["seeds"]
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
         raise InputError(f"{path}: seeds: {seeds!r}; write whole numbers, as [0, 1, 2]")
@@ -138,27 +154,37 @@ def _check(tree: Mapping[str, Any], path: Path) -> None:
             raise InputError(
                 f"{path}: {name!r} names a folder; use letters, digits, _ . + and - alone"
             )
-    patches = {name: values.get("pipeline") or {} for name, values in tree["variants"].items()}
-    for where, steps in {"": tree["pipeline"], **patches}.items():
-        for name, step in steps.items():
-            place = f"{path}: {f'variants.{where}.' if where else ''}pipeline.{name}"
-            if where and name not in tree["pipeline"]:
-                raise InputError(f"{place}: no such step{did_you_mean(name, tree['pipeline'])}")
-            _refuse_unknown(step or {}, _STEP_KEYS, place)
-            if not where and not step.get("recipe"):
-                raise InputError(f"{place}: no recipe; add recipe: NAME")
-    for label, score in tree["scores"].items():
+    _check_steps(tree, path)
+    _check_scores(tree, path)
+
+
+def _check_steps(tree: Mapping[str, Any], path: Path) -> None:
+    """The pipeline, and what variants change in it."""
+    pipeline = tree["pipeline"]
+    for name, step in pipeline.items():
+        if not (step or {}).get("recipe"):
+            raise InputError(f"{path}: pipeline.{name}: no recipe; add recipe: NAME")
+        _refuse_unknown(step, _STEP_KEYS, f"{path}: pipeline.{name}")
+    for variant, values in tree["variants"].items():
+        for name, step in (values.get("pipeline") or {}).items():
+            where = f"{path}: variants.{variant}.pipeline.{name}"
+            if name not in pipeline:
+                raise InputError(f"{where}: no such step{did_you_mean(name, pipeline)}")
+            _refuse_unknown(step or {}, _STEP_KEYS, where)
+
+
+def _check_scores(tree: Mapping[str, Any], path: Path) -> None:
+    """Scores come from steps, the plot from scores."""
+    pipeline, scores = tree["pipeline"], tree["scores"]
+    for label, score in scores.items():
         step = str(score).partition(".")[0]
-        if step not in tree["pipeline"]:
-            raise InputError(
-                f"{path}: scores: {label}: {score} begins with no step"
-                f"{did_you_mean(step, tree['pipeline'])}"
-            )
+        if step not in pipeline:
+            hint = did_you_mean(step, pipeline)
+            raise InputError(f"{path}: scores: {label}: {score} begins with no step{hint}")
     for label in tree.get("plot") or ():
-        if label not in tree["scores"]:
-            raise InputError(
-                f"{path}: plot: {label!r} is no score{did_you_mean(label, tree['scores'])}"
-            )
+        if label not in scores:
+            hint = did_you_mean(label, scores)
+            raise InputError(f"{path}: plot: {label!r} is no score{hint}")
 
 
 def _refuse_unknown(node: Mapping[str, Any], known: Sequence[str], where: str) -> None:
@@ -242,7 +268,7 @@ def _resolve_step(
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
     cfg.step = {key: str(step.product) for key, step in before.items()}
     words = _words(OmegaConf.to_container(cfg.pipeline[name], resolve=True))
-    if taken := [w for w in words if w.partition("=")[0] in (OUTPUT_KEYS.get(recipe), "resume")]:
+    if taken := [w for w in words if w.partition("=")[0] in (output_key(recipe), "resume")]:
         raise InputError(f"pipeline.{name}: {taken[0]} is set by the study; take it away")
     return StudyStep(name, recipe, config, tuple(words), folder, digest)
 
