@@ -143,19 +143,17 @@ def hanging_study(write_study, tree, launcher, tmp_path):
     )
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"FAKE_HANG": "multimodal_fuse", "PYTHONPATH": path}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], env=env, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", program], env=env, stderr=subprocess.DEVNULL)
     open("hanging").close()  # until the step has come so far
     yield process
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_study_lets_its_step_save_and_goes_on(hanging_study, run, calls, number):
     hanging_study.send_signal(number)
-    hanging_study.communicate()
+    hanging_study.wait()
     assert hanging_study.returncode == {signal.SIGTERM: 143, signal.SIGINT: -signal.SIGINT}[number]
     checkpoints = sorted(p.name for p in Path("out/10/seed_0/C").glob("step_*"))
     assert checkpoints == ["step_1", "step_2"]
