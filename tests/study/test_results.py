@@ -193,6 +193,17 @@ def test_any_values_can_be_drawn(values):
     assert len(set(re.findall(r'clipPath id="(\w+)"', svg))) == 4
 
 
+def test_long_titles_and_names_have_room():
+    title = "How many encoder frames can be averaged into one?"
+    root = ElementTree.fromstring(draw_panels([panel(["1", "2"], [[1.0], [2.0]])], title))
+    assert int(root.get("width")) > 400
+    names = [f"transformer-{i}" for i in range(8)]
+    turned = ElementTree.fromstring(draw_panels([panel(names, [[1.0]] * 8)], "t"))
+    assert int(turned.get("height")) > int(root.get("height"))
+    texts = [n for n in turned.iter(f"{SVG}text") if n.text in names]
+    assert len(texts) == 8 and all("rotate" in n.get("transform") for n in texts)
+
+
 def test_ticks_are_round_and_inside():
     rng = random.Random(0)
     for _ in range(500):

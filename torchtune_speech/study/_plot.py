@@ -48,7 +48,8 @@ def draw_panels(panels: Sequence[Panel], title: str) -> str:
     columns = min(_COLUMNS, len(panels))
     names_height = max(_names_height(panel) for panel in panels)
     panel_height = _HEIGHT + names_height
-    width = _WIDTH * columns
+    # The title may be longer than one panel is wide.
+    width = max(_WIDTH * columns, round(_LEFT + 9 * len(title)))
     height = _TITLE + panel_height * math.ceil(len(panels) / columns)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
