@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def wheel(tmp_path_factory, greet_sources):
     """A wheel of the sources with the throwaway recipe added."""
     tree = tmp_path_factory.mktemp("tree")
-    for name in ("torchtune_speech", "recipes", "configs"):
+    for name in ("torchtune_speech", "recipes", "configs", "studies"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, tree)
@@ -41,6 +41,10 @@ def test_wheel_has_recipes_at_the_root_and_configs_inside(wheel):
     assert top_level == recipes
     configs = (ROOT / "configs").rglob("*.yaml")
     assert {f"torchtune_speech/{path.relative_to(ROOT)}" for path in configs} <= names
+    studies = {name for name in names if name.startswith("torchtune_speech/studies/")}
+    assert studies == {
+        f"torchtune_speech/studies/{p.name}" for p in (ROOT / "studies").glob("*.yaml")
+    }
     sources = (ROOT / "torchtune_speech").rglob("*")
     shipped = {str(p.relative_to(ROOT)) for p in sources if p.suffix in (".py", ".yaml", ".html")}
     assert shipped <= names
@@ -61,3 +65,11 @@ def test_plain_install_runs_by_name_from_any_folder(wheel, tmp_path, tune_run):
         text=True,
     )
     assert "small/greet  says hello" in listing.stdout, listing.stderr
+    listing = subprocess.run(
+        [sys.executable, "-m", "torchtune_speech", "study"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert "fusion_steps " in listing.stdout, listing.stderr

@@ -17,6 +17,7 @@ from torchtune_speech.config import (
     one_line_errors,
     recipe_names,
     recipe_path,
+    study_names,
 )
 from torchtune_speech.errors import InputError, did_you_mean
 from torchtune_speech.files import atomic_write, read_jsonl, write_json
@@ -39,6 +40,7 @@ examples:
   torchtune-speech export --llm LLM --adapter runs/nano/C --out merged
                                                          an LLM with its LoRA merged in
   torchtune-speech agreement scored.jsonl --label human  which metric agrees with people?
+  torchtune-speech study fusion_steps                    a question, several variants and seeds
 
 TORCHTUNE_SPEECH_TRACEBACK=1 shows where an error came from.
 """
@@ -90,6 +92,30 @@ examples:
   torchtune-speech compare old.jsonl new.jsonl --normalizer mms --json comparison.json
 """
 
+_STUDY = """\
+Answers a question by training: every variant of a study with every seed, one after the other.
+
+Without a name, lists the packaged studies. A study is a YAML file (docs/studies.md): what varies,
+the recipes to run, the scores to look at. Steps that several runs have in common are run once. A
+study that was stopped goes on where it was when it is started again; what is done is skipped, and
+steps whose settings or configs have changed are run again, with all that follows from them."""
+
+_STUDY_EXAMPLES = """\
+examples:
+  torchtune-speech study                                          which are there?
+  torchtune-speech study fusion_steps --dry-run                   the commands it would run
+  torchtune-speech study fusion_steps                             run it in the nano world
+  torchtune-speech study fusion_steps --family llama3_1_8b --processes 8
+  torchtune-speech study fusion_steps --set seeds=[0] --set pipeline.C.set.rows_per_step=4
+  torchtune-speech study my_study.yaml --out runs/my_study
+
+results, in OUT (runs/studies/FAMILY/NAME):
+  table.md    means over the seeds, with confidence intervals
+  plot.svg    the points of all seeds
+  study.json  every run's scores, seconds, steps and tokens
+  VARIANT/seed_S/STEP, STEP.log, STEP.json    what each step wrote, printed, and how it was run
+"""
+
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -124,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_agreement(commands)
     _add_export(commands)
+    _add_study(commands)
     return parser
 
 
@@ -315,6 +342,31 @@ def _add_compare(commands: _Commands) -> None:
     command.set_defaults(run=_compare)
 
 
+def _add_study(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "study",
+        help="ablations: variants of a system with several seeds, a table and a plot",
+        description=_STUDY,
+        epilog=_STUDY_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("name", nargs="?", help="a packaged study or a YAML file; none: list them")
+    command.add_argument("--family", help="its configs, such as llama3_1_8b (the study's first)")
+    command.add_argument("--out", type=Path, help="folder of the study")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the study, dotted; may be repeated",
+    )
+    command.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="of each recipe (%(default)s)"
+    )
+    command.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    command.set_defaults(run=_study)
+
+
 def _packaged(name: str) -> Path:
     """Returns the file of a recipe or config; recipe names have no folder, config names do."""
     if name.removesuffix(".py") in recipe_names():
@@ -469,3 +521,23 @@ def _agreement(options: argparse.Namespace) -> None:
     print(format_agreement(report))
     if options.json:
         write_json(options.json, report)
+
+
+def _study(options: argparse.Namespace) -> None:
+    from torchtune_speech.study import dry_run, load_study, run_study
+
+    if options.name is None:
+        titles = {name: load_study(name).title for name in study_names()}
+        width = max(map(len, titles), default=0) + 2
+        print("\n".join(f"{name:<{width}}{title}" for name, title in titles.items()))
+        return
+    if options.processes < 1:
+        raise InputError(f"--processes: {options.processes}; it has to be at least 1")
+    study = load_study(options.name, family=options.family, overrides=options.set)
+    out = options.out or Path("runs") / "studies" / study.family / study.name
+    if options.dry_run:
+        print(dry_run(study, out, processes=options.processes))
+        return
+    run_study(study, out, processes=options.processes)
+    print((out / "table.md").read_text(encoding="utf-8"))
+    print(f"also in {out}: table.md, plot.svg, study.json")

@@ -9,6 +9,8 @@ from torchtune_speech.config._packaged import (
     config_path,
     recipe_names,
     recipe_path,
+    study_names,
+    study_path,
 )
 from torchtune_speech.config._parse import parse
 
@@ -24,4 +26,6 @@ __all__ = [
     "recipe_names",
     "recipe_path",
     "signature_problem",
+    "study_names",
+    "study_path",
 ]

@@ -1,4 +1,4 @@
-"""Where the packaged recipes and configs are, in a plain and in an editable install."""
+"""Where the packaged recipes, configs and studies are, in a plain and in an editable install."""
 
 import importlib.metadata
 from pathlib import Path
@@ -19,6 +19,10 @@ def _source_root() -> Path | None:
 
 def _configs_dir() -> Path:
     return (_source_root() or _PACKAGE) / "configs"
+
+
+def _studies_dir() -> Path:
+    return (_source_root() or _PACKAGE) / "studies"
 
 
 def _recipes() -> dict[str, Path]:
@@ -102,6 +106,27 @@ def config_path(name: str) -> Path:
         hint = did_you_mean(stem, config_names()) or _SEE_LIST
         raise InputError(f"{name}: neither a file nor a packaged config{hint}")
     return path
+
+
+def study_names() -> list[str]:
+    """Returns the names of the packaged studies."""
+    return sorted(path.stem for path in _studies_dir().glob("*.yaml"))
+
+
+def study_path(name: str) -> Path:
+    """Returns the file of a packaged study.
+
+    Args:
+        name: The study's name, such as `fusion_steps`, with or without `.yaml`.
+
+    Raises:
+        InputError: When there is no such study, naming the nearest.
+    """
+    stem = name.removesuffix(".yaml")
+    if stem not in study_names():
+        hint = did_you_mean(stem, study_names()) or "; `torchtune-speech study` lists them"
+        raise InputError(f"{name}: neither a file nor a packaged study{hint}")
+    return _studies_dir() / f"{stem}.yaml"
 
 
 _SEE_LIST = "; `torchtune-speech ls` lists them"

@@ -1,0 +1,220 @@
+"""What a study found: every run's scores and cost, a table with intervals, a plot."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchtune_speech.errors import InputError
+from torchtune_speech.files import atomic_write, read_json, read_jsonl, write_json
+from torchtune_speech.study._plot import Panel, draw_panels
+from torchtune_speech.study._step import StudyStep, is_done, last_stage
+from torchtune_speech.study._student import CONFIDENCE, mean_interval
+from torchtune_speech.study._study import Study, StudyRun
+
+COSTS = {
+    "training_steps": "training steps",
+    "training_tokens": "training tokens",
+    "training_seconds": "training time (s)",
+}
+
+
+def write_results(study: Study, runs: Sequence[StudyRun], out: Path) -> dict[str, Any]:
+    """Write `study.json`, `table.md` and `plot.svg` of the runs that are done.
+
+    Args:
+        study: the study.
+        runs: all of its runs.
+        out: its folder.
+
+    Returns:
+        What is in `study.json`.
+    """
+    results = collect(study, [r for r in runs if all(is_done(s) for s in r.steps.values())])
+    write_json(out / "study.json", results)
+    _write_text(out / "table.md", format_table(study, results))
+    _write_text(out / "plot.svg", draw_panels(_panels(study, results), study.title))
+    return results
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def collect(study: Study, runs: Sequence[StudyRun]) -> dict[str, Any]:
+    """Scores and cost of runs, and their means over the seeds.
+
+    Seeds of a variant that share the step a score comes from (nothing in it depends on the seed)
+    are one run to that score.
+
+    Args:
+        study: the study.
+        runs: those that are done.
+
+    Returns:
+        `runs`: variant, seed, `scores`, `steps` with their seconds, and the cost of training, which
+        counts a shared step in each run; `variants`: for each score `values`, `mean` and
+        `interval` (null with one value), and the mean cost.
+    """
+    rows = [
+        {
+            "variant": run.variant,
+            "seed": run.seed,
+            "scores": {label: _score(run, path) for label, path in study.scores.items()},
+            **_sum_costs([_cost(step) for step in run.steps.values()]),
+            "steps": {name: _step_row(step) for name, step in run.steps.items()},
+        }
+        for run in runs
+    ]
+    return {
+        "study": study.name,
+        "title": study.title,
+        "varied": study.varied,
+        "family": study.family,
+        "confidence": CONFIDENCE,
+        "variants": {
+            name: _summary(
+                study, [(r, row) for r, row in zip(runs, rows, strict=True) if r.variant == name]
+            )
+            for name in study.variants
+            if any(run.variant == name for run in runs)
+        },
+        "runs": rows,
+    }
+
+
+def _summary(study: Study, runs: Sequence[tuple[StudyRun, Mapping[str, Any]]]) -> dict[str, Any]:
+    scores = {}
+    for label, path in study.scores.items():
+        step = path.partition(".")[0]
+        by_digest = {
+            run.steps[step].digest: row["scores"][label] for run, row in runs if step in run.steps
+        }
+        values = [value for value in by_digest.values() if value is not None]
+        mean, interval = mean_interval(values) if values else (None, None)
+        scores[label] = {"values": values, "mean": mean, "interval": interval}
+    costs = {key: mean_interval([row[key] for _, row in runs])[0] for key in COSTS}
+    return {"scores": scores, **costs}
+
+
+def _score(run: StudyRun, path: str) -> float | None:
+    """A score of a run; None if the variant has no such step.
+
+    Args:
+        run: the run.
+        path: STEP.KEY.KEY; `*` is the mean over all parts, such as languages.
+    """
+    name, *keys = path.split(".")
+    if name not in run.steps:
+        return None
+    step = run.steps[name]
+    if step.is_training:
+        report = (last_stage(step) or {}).get("metrics", {})
+    elif step.product.suffix == ".json":
+        report = read_json(step.product)
+    else:
+        raise InputError(f"scores: {path}: step {name} writes no scores; name a speech_eval step")
+    value = _lookup(report, keys)
+    if value is None:
+        raise InputError(
+            f"scores: {path}: not in {step.folder}; it has {', '.join(map(str, report)) or 'none'}"
+        )
+    return value
+
+
+def _lookup(node: Any, keys: Sequence[str]) -> float | None:
+    if not keys:
+        return float(node) if isinstance(node, (int, float)) else None
+    if not isinstance(node, Mapping):
+        return None
+    if keys[0] != "*":
+        return _lookup(node.get(keys[0]), keys[1:])
+    parts = [_lookup(part, keys[1:]) for part in node.values()]
+    found = [part for part in parts if part is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _cost(step: StudyStep) -> dict[str, float]:
+    """Steps, tokens and seconds of a training step, from its `metrics.jsonl`."""
+    if not step.is_training:
+        return dict.fromkeys(COSTS, 0)
+    rows = read_jsonl(step.folder / "metrics.jsonl")
+    return {
+        "training_steps": len(rows),
+        "training_tokens": sum(row["tokens"] for row in rows),
+        "training_seconds": round(sum(row["seconds"] for row in rows), 1),
+    }
+
+
+def _sum_costs(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: round(sum(cost[key] for cost in costs), 1) for key in COSTS}
+
+
+def _step_row(step: StudyStep) -> dict[str, Any]:
+    record = read_json(step.record)
+    cost = _cost(step) if step.is_training else {}
+    return {"folder": str(step.folder), "seconds": record["seconds"], **cost}
+
+
+def format_table(study: Study, results: Mapping[str, Any]) -> str:
+    """The table of a study, in Markdown.
+
+    Args:
+        study: the study.
+        results: from :func:`collect`.
+
+    Returns:
+        Title, a line on how to read it, and a row a variant.
+    """
+    seeds = ", ".join(str(seed) for seed in study.seeds)
+    finished = f"{len(results['runs'])} of {len(study.variants) * len(study.seeds)} runs"
+    how = (
+        f"Configs: {study.family}. Seeds: {seeds} ({finished} done). Mean over the seeds and, in "
+        f"brackets, its {CONFIDENCE:.0%} confidence interval (Student's t over the seeds; none "
+        "where one seed was run, or where the seed changes nothing). It says how another seed "
+        "might end, nothing of other test data."
+    )
+    header = [study.varied, *study.scores, *COSTS.values()]
+    digits = {label: _digits(results, label) for label in study.scores}
+    rows = [
+        [
+            name,
+            *(_cell(row["scores"][label], digits[label]) for label in study.scores),
+            *(f"{row[key]:,.0f}" for key in COSTS),
+        ]
+        for name, row in results["variants"].items()
+    ]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"# {study.title}\n\n{how}\n\n{table}\n"
+
+
+def _digits(results: Mapping[str, Any], label: str) -> int:
+    """Digits after the point: one for scores up to 100, three for shares."""
+    values = [v for row in results["variants"].values() for v in row["scores"][label]["values"]]
+    return 1 if max(map(abs, values), default=0) >= 10 else 3
+
+
+def _cell(score: Mapping[str, Any], digits: int) -> str:
+    if score["mean"] is None:
+        return "-"
+    text = f"{score['mean']:.{digits}f}"
+    if score["interval"] is None:
+        return text
+    low, high = (f"{end:.{digits}f}" for end in score["interval"])
+    return f"{text} [{low}, {high}]"
+
+
+def _panels(study: Study, results: Mapping[str, Any]) -> list[Panel]:
+    variants = results["variants"]
+    return [
+        Panel(
+            x_label=study.varied,
+            y_label=label,
+            names=list(variants),
+            values=[row["scores"][label]["values"] for row in variants.values()],
+            means=[row["scores"][label]["mean"] for row in variants.values()],
+            intervals=[row["scores"][label]["interval"] for row in variants.values()],
+        )
+        for label in study.plot
+    ]
