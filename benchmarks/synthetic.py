@@ -52,6 +52,7 @@ class SyntheticDataset:
         self.samples = [SimpleNamespace(id=str(i), is_speech=True) for i in range(count)]
         self.chat = SimpleNamespace(pad_id=PAD_ID, placeholder_id=PLACEHOLDER_ID)
         self.store = SimpleNamespace(dim=frame_dim)
+        self.targets = None
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -18,8 +18,6 @@ from torchtune_speech.data import (
     TranscriptDataset,
     collate_transcripts,
     ctc_labels,
-    pad_targets,
-    resolve_token,
 )
 from torchtune_speech.datasets import transcript_dataset
 from torchtune_speech.errors import InputError
@@ -52,15 +50,6 @@ def make_dataset(world, tokenizer, **changes):
     }
     manifest = str(world / "data" / "manifest.jsonl")
     return transcript_dataset(manifest, tokenizer=tokenizer, **options | changes)
-
-
-def test_targets_are_the_tokens_and_then_pads():
-    assert pad_targets([7, 3], 4, 9).tolist() == [7, 3, 9, 9]
-    assert pad_targets([7, 3], 2, 9).tolist() == [7, 3]
-    assert pad_targets([], 0, 9).tolist() == []
-    assert pad_targets([], 0, 9).dtype == np.int64
-    with pytest.raises(ValueError, match="2 tokens for 1"):
-        pad_targets([7, 3], 1, 9)
 
 
 def test_items_hold_the_normalised_transcript(world, tokenizer):
@@ -181,16 +170,6 @@ def test_rows_without_one_audio_and_its_transcript_are_named(world, tokenizer):
             TranscriptDataset([dataclasses.replace(good, **changes)], **options)
     with pytest.raises(InputError, match="no sample that fits"):
         TranscriptDataset([], **options)
-
-
-def test_a_pad_token_is_an_id_a_name_or_text(tokenizer):
-    chat = Llama3ChatFormat(tokenizer)
-    assert resolve_token(17, chat) == 17
-    assert resolve_token(PAD, chat) == tokenizer.special_tokens[PAD]
-    assert chat.decode([resolve_token(" king", chat)]) == " king"
-    for wrong in (-1, "two words", "", None, True):
-        with pytest.raises(InputError, match="pad_token: "):
-            resolve_token(wrong, chat)
 
 
 def test_rows_of_other_tasks_serve_when_their_transcript_is_known(world, tokenizer):

@@ -16,6 +16,7 @@ from torchtune_speech.models import (
     ProjectorWithTable,
     _hf_weights,
     embedding_digest,
+    embedding_mean_square,
     load_embedding_table,
 )
 
@@ -78,6 +79,19 @@ def test_only_the_shard_with_the_table_is_opened(tmp_path, opened, family):
     assert table.dtype == torch.float32
     assert torch.equal(table, expected.float())
     assert torch.equal(load_embedding_table(whole, torch.float16), expected.to(torch.float16))
+
+
+@pytest.mark.parametrize("chunk_size", [7, 8192])
+def test_the_mean_square_is_that_of_a_zero_vector(tmp_path, chunk_size):
+    llm = make_llm(tmp_path / "llm")
+    table = load_embedding_table(llm)
+    found = embedding_mean_square(llm, chunk_size)
+    assert found == pytest.approx(table.square().mean().item(), rel=1e-6)
+    file = llm / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {NAME: torch.zeros_like(table)}, file)
+    with pytest.raises(InputError, match="embeddings are all zero"):
+        embedding_mean_square(llm)
 
 
 def test_the_digest_sees_other_rows_another_shape_and_dtype(tmp_path):

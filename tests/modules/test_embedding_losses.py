@@ -8,6 +8,7 @@ from torchtune_speech.modules import (
     absolute_error_sum,
     cosine_distance_sum,
     nearest_tokens,
+    squared_error_sum,
     unit_rows,
     vocabulary_contrast_sum,
     word_and_pad_squared_error,
@@ -53,6 +54,17 @@ def test_squared_error_of_words_and_pads(part):
     )
     found = word_and_pad_squared_error(vectors, targets, late)[part]
     assert_same(found, expected, vectors, reference)
+
+
+def test_squared_error_of_all_positions():
+    vectors, targets = torch.randn(7, 5, requires_grad=True), torch.randn(7, 5).bfloat16()
+    found = squared_error_sum(vectors, targets)
+    expected = sum(F.mse_loss(v, t.float()) for v, t in zip(vectors, targets, strict=True))
+    assert torch.allclose(found, expected) and found.dtype == torch.float32
+    parts = word_and_pad_squared_error(vectors, targets, torch.arange(7) > 3)
+    assert torch.allclose(found, sum(parts))
+    empty = squared_error_sum(vectors[:0], targets[:0])
+    assert empty == 0 and empty.requires_grad
 
 
 def test_absolute_error():

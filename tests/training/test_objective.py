@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_world import (
     DIM,
     FAMILIES,
@@ -36,6 +37,7 @@ from torchtune_speech.training import (
 
 ONE = Process(torch.device("cpu"), 0, 1)
 # Speech and text samples, in steps of different numbers of samples and of supervised positions.
+PAD = 9
 ROWS = (((0,), (1, 2), (3,)), ((4, 5), (6,)), ((7,),))
 
 
@@ -43,23 +45,36 @@ ROWS = (((0,), (1, 2), (3,)), ((4, 5), (6,)), ((7,),))
 def world(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     llm_dir = make_llm(folder / "llm", family=getattr(request, "param", "llama"))
-    data = make_data(folder / "data")
+    make_data(folder / "data")
     torch.manual_seed(0)
     projector = transformer_projector(
         FRAME_DIM, DIM, embed_dim=16, num_layers=2, num_heads=2, ctc_vocab_size=39
     )
-    dataset = speech_dataset(
-        str(data / "manifest.jsonl"),
-        tokenizer=make_tokenizer(llm_dir),
-        max_seq_len=160,
-        features=str(data / "features"),
-        output_length=projector.output_length,
-        ctc="characters",
-    )
+    dataset = tiny_dataset(folder, projector)
     model = build_llm(llm_dir, projector, lora_rank=8)
     lora = {k: torch.randn_like(v) * 0.05 for k, v in initial_lora(model, 0).items()}
     model.load_state_dict(load_hf_weights(llm_dir) | lora, strict=False)
     return model, dataset
+
+
+def tiny_dataset(folder, projector, **options):
+    return speech_dataset(
+        str(folder / "data" / "manifest.jsonl"),
+        tokenizer=make_tokenizer(folder / "llm"),
+        max_seq_len=160,
+        features=str(folder / "data" / "features"),
+        output_length=projector.output_length,
+        ctc="characters",
+        **options,
+    )
+
+
+@pytest.fixture
+def with_targets(world, tmp_path):
+    """The world's samples that have room for their transcripts, with target tokens."""
+    model, dataset = world
+    folder = dataset.store.path.parents[1]
+    return model, tiny_dataset(folder, model.projector, pad_token=PAD, on_too_long="skip")
 
 
 def first_step(dataset, **options):
@@ -82,9 +97,9 @@ def loss_and_gradient(model, batches, **options):
 
 
 @pytest.mark.parametrize("world", FAMILIES, indirect=True)
-@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
-def test_packed_padded_and_one_by_one_agree(world, ctc_weight):
-    model, dataset = world
+@pytest.mark.parametrize(("ctc_weight", "sigma"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.5), (0.3, 0.5)])
+def test_packed_padded_and_one_by_one_agree(request, world, ctc_weight, sigma):
+    model, dataset = request.getfixturevalue("with_targets") if sigma else world
     packed, padded = first_step(dataset), first_step(dataset, packed=False)
     assert max(len(row) for row in packed.rows) > 1
     ways = {
@@ -101,7 +116,7 @@ def test_packed_padded_and_one_by_one_agree(world, ctc_weight):
     assert len(ways["one by one"]) == len(dataset)
     assert ways["packed, in one row"][0]["document_ids"].min() == 1  # no padding
     results = {
-        name: loss_and_gradient(model, batches, ctc_weight=ctc_weight)
+        name: loss_and_gradient(model, batches, ctc_weight=ctc_weight, sigma=sigma)
         for name, batches in ways.items()
     }
     expected, gradient = results.pop("one by one")
@@ -109,8 +124,93 @@ def test_packed_padded_and_one_by_one_agree(world, ctc_weight):
     for name, (losses, other) in results.items():
         assert losses.loss == pytest.approx(expected.loss, rel=1e-5), name
         assert (losses.ctc or 0) == pytest.approx(expected.ctc or 0, rel=1e-5), name
+        assert (losses.mse or 0) == pytest.approx(expected.mse or 0, rel=1e-5), name
         assert ((other - gradient).norm() / gradient.norm()).item() < 1e-5, name
         assert losses.supervised_tokens == expected.supervised_tokens, name
+
+
+def speech_batches(dataset, **options):
+    """The first step, in batches that all have speech tensors, and the samples with speech."""
+    step = first_step(dataset)
+    speech = [i for i in step.samples if dataset.samples[i].is_speech]
+    return StepBatches(dataset, **options)[step], speech
+
+
+def test_sigma_weighs_the_cross_entropy_against_the_error_of_each_vector(with_targets):
+    model, dataset = with_targets
+    batches, speech = speech_batches(dataset, accumulation=3)
+    table = model.decoder.tok_embeddings.weight
+    total, vectors = 0.0, 0
+    for sample in (dataset.samples[i] for i in speech):
+        (frames,) = dataset.frames(sample)
+        found = model.projector(frames, torch.tensor([len(frames)]))
+        tokens = dataset.chat.encode(sample.transcript)
+        for i, vector in enumerate(found):
+            token = tokens[i] if i < len(tokens) else PAD
+            total = total + F.mse_loss(vector, table[token])
+            vectors += 1
+    groups = trainable_groups(model, "projector", "lora")
+    names = list(groups["projector"])
+    mse = total / vectors / 0.7
+    of_error = torch.autograd.grad(mse, [groups["projector"][n] for n in names], allow_unused=True)
+    plain, _ = loss_and_gradient(model, batches)
+    of_ce = {n: p.grad.clone() for n, p in groups["projector"].items() if p.grad is not None}
+    for sigma in (0.3, 1.0):
+        losses, _ = loss_and_gradient(model, batches, sigma=sigma, error_unit=0.7)
+        assert losses.ce == pytest.approx(plain.loss, rel=1e-6)
+        assert losses.mse == pytest.approx(mse.item(), rel=1e-5)
+        expected = (1 - sigma) * losses.ce + sigma * losses.mse
+        assert losses.loss == pytest.approx(expected, rel=1e-6)
+        for name, of_mse in zip(names, of_error, strict=True):
+            if of_mse is None:  # the CTC head
+                continue
+            wanted = (1 - sigma) * of_ce[name] + sigma * of_mse
+            assert torch.allclose(groups["projector"][name].grad, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_without_sigma_targets_change_nothing(with_targets):
+    model, dataset = with_targets
+    batches, _ = speech_batches(dataset)
+    assert batches[0]["target_tokens"].shape == batches[0]["speech_index"].shape
+    stripped = [b | {"target_tokens": None} for b in batches]
+    results = [
+        loss_and_gradient(model, b, ctc_weight=0.3, **options)
+        for b, options in ((batches, {}), (batches, {"sigma": 0.0}), (stripped, {}))
+    ]
+    for losses, gradient in results:
+        assert losses == results[0][0] and losses.mse is None and losses.loss == losses.ce
+        assert torch.equal(gradient, results[0][1])
+    with pytest.raises(ValueError, match="without targets"):
+        loss_and_gradient(model, stripped, sigma=0.5)
+
+
+def test_under_sigma_a_step_without_speech_has_the_cross_entropy_alone(with_targets):
+    model, dataset = with_targets
+    texts = tuple(i for i, s in enumerate(dataset.samples) if not s.is_speech)
+    batches = StepBatches(dataset)[dataclasses.replace(first_step(dataset), rows=(texts,))]
+    assert batches[0]["target_tokens"] is None
+    losses, _ = loss_and_gradient(model, batches, sigma=0.25)
+    assert losses.mse is None and losses.loss == pytest.approx(0.75 * losses.ce)
+    assert all(p.grad is None for p in model.projector.parameters())
+
+
+def test_under_sigma_a_batch_without_utterances_takes_part(with_targets):
+    model, dataset = with_targets
+    text = next(i for i, s in enumerate(dataset.samples) if not s.is_speech)
+    speech = next(i for i, s in enumerate(dataset.samples) if s.is_speech)
+    step = dataclasses.replace(first_step(dataset), rows=((speech,), (text,)))
+    parts = [StepBatches(dataset, rank=r, world_size=2)[step][0] for r in range(2)]
+    assert parts[1]["target_tokens"].shape == (0,)
+    assert parts[1]["target_tokens"].dtype == torch.long
+    alone, _ = loss_and_gradient(model, parts[1:], sigma=0.5)
+    used = [p for n, p in model.projector.named_parameters() if not n.startswith("ctc_")]
+    assert all(p.grad is not None and not p.grad.any() for p in used)
+    assert alone.mse is None
+    both, gradient = loss_and_gradient(model, parts, sigma=0.5)
+    whole, other = loss_and_gradient(model, StepBatches(dataset)[step], sigma=0.5)
+    assert both.mse == pytest.approx(whole.mse, rel=1e-5)
+    assert both.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert ((gradient - other).norm() / other.norm()).item() < 1e-5
 
 
 @pytest.mark.parametrize("world", FAMILIES, indirect=True)

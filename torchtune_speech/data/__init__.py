@@ -40,13 +40,12 @@ from torchtune_speech.data._sample import (
     text_twin,
 )
 from torchtune_speech.data._segments import JOINED_TASKS, segment_manifest, segment_samples
+from torchtune_speech.data._targets import TranscriptTargets, pad_targets, resolve_token
 from torchtune_speech.data._transcripts import (
     TranscriptBatch,
     TranscriptBatches,
     TranscriptDataset,
     collate_transcripts,
-    pad_targets,
-    resolve_token,
 )
 
 __all__ = [
@@ -74,6 +73,7 @@ __all__ = [
     "TranscriptBatch",
     "TranscriptBatches",
     "TranscriptDataset",
+    "TranscriptTargets",
     "collate_rows",
     "chat_format",
     "collate_transcripts",

@@ -26,7 +26,8 @@ class Batch(TypedDict):
     after the other, in the dtype of the store; ``frame_lengths`` ``[u]`` their lengths,
     ``speech_index`` ``[n]`` the flat positions of the placeholders in the same order; the three are
     None in a step without speech. ``ctc_targets`` and ``ctc_target_lengths`` ``[u]`` are the labels
-    of the utterances.
+    of the utterances. ``target_tokens`` ``[n]`` says whose embedding each speech vector is to be;
+    None where that is not wanted, and in a step without speech.
     """
 
     tokens: Tensor
@@ -39,6 +40,7 @@ class Batch(TypedDict):
     speech_index: Tensor | None
     ctc_targets: Tensor | None
     ctc_target_lengths: Tensor | None
+    target_tokens: Tensor | None
     ids: list[str]
 
 
@@ -50,6 +52,7 @@ def collate_rows(
     seq_len: int | None = None,
     num_rows: int | None = None,
     frame_dim: int | None = None,
+    with_targets: bool = False,
 ) -> Batch:
     """Lay samples out in rows.
 
@@ -62,6 +65,7 @@ def collate_rows(
             when None.
         frame_dim: width of a frame. When given, the batch has speech tensors even if it
             happens to hold no utterance.
+        with_targets: whether the items have target tokens.
 
     Returns:
         The batch.
@@ -93,10 +97,16 @@ def collate_rows(
         speech_index=None,
         ctc_targets=None,
         ctc_target_lengths=None,
+        target_tokens=None,
         ids=[item["id"] for item in items],
     )
     if frame_dim is not None or any(item["frames"] for item in items):
         batch.update(_speech_tensors(items, tokens, placeholder_id, frame_dim))
+        if with_targets:
+            targets = [t for item in items for t in item["target_tokens"]]
+            batch["target_tokens"] = torch.from_numpy(
+                np.concatenate([np.zeros(0, np.int64), *targets])
+            )
     return batch
 
 
@@ -188,6 +198,7 @@ class StepBatches(Dataset):
             seq_len=self.seq_len,
             num_rows=per_batch if self.rows_per_step else None,
             frame_dim=self.dataset.store.dim if has_speech else None,
+            with_targets=self.dataset.targets is not None,
         )
 
     def _try_augment(self, dim: int) -> None:

@@ -13,6 +13,7 @@ from torchtune_speech.data._ctc_labels import CTCLabels
 from torchtune_speech.data._interleave import InterleaveSpeech
 from torchtune_speech.data._prompts import PromptTemplates
 from torchtune_speech.data._sample import Sample, text_twin
+from torchtune_speech.data._targets import TranscriptTargets, refuse_dense
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
 
@@ -30,11 +31,15 @@ class SpeechDataset:
         output_length: frames of an utterance to its number of speech vectors
             (``projector.output_length``, the only source of that number).
         max_seq_len: longest allowed sample, in tokens.
-        on_too_long: ``fail`` or ``skip`` samples above that; they are never cut.
+        on_too_long: ``fail`` or ``skip`` samples above that, and with ``targets`` those whose
+            transcript has more tokens than speech vectors; they are never cut.
         ctc: label set of the auxiliary CTC loss; None for no CTC targets.
+        targets: makes the token whose embedding each speech vector is to be; every sample with
+            speech then needs one audio and its transcript. None for no such targets.
 
     Raises:
-        InputError: if audio is not in the store, or a sample is too long under ``fail``.
+        InputError: if audio is not in the store, a sample is too long under ``fail``, or
+            ``targets`` cannot be made of it.
     """
 
     def __init__(
@@ -48,12 +53,15 @@ class SpeechDataset:
         max_seq_len: int,
         on_too_long: str = "fail",
         ctc: CTCLabels | None = None,
+        targets: TranscriptTargets | None = None,
     ) -> None:
         self.chat, self.templates, self.store = chat, templates, store
-        self.output_length, self.ctc = output_length, ctc
+        self.output_length, self.ctc, self.targets = output_length, ctc, targets
         self.max_seq_len, self.on_too_long = max_seq_len, on_too_long
         self._interleave = InterleaveSpeech(chat)
         self.samples, self.lengths = _fitting(samples, self._num_tokens, max_seq_len, on_too_long)
+        if targets is not None:
+            self._drop_dense(targets)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -85,8 +93,9 @@ class SpeechDataset:
 
         Returns:
             ``id``, ``tokens``, ``labels``, ``frames`` (a tensor ``[t, d]`` for each audio cut),
-            ``keys`` (of the cuts in the store) and ``ctc`` (labels of each cut; empty lists where
-            the transcript of a single cut is not known).
+            ``keys`` (of the cuts in the store), ``ctc`` (labels of each cut; empty lists where
+            the transcript of a single cut is not known) and ``target_tokens`` (an array ``[n]``
+            for each cut, a token for each speech vector; None without ``targets``).
         """
         sample = self.samples[index]
         if twin:
@@ -105,6 +114,7 @@ class SpeechDataset:
             "keys": keys,
             "frames": [self.store[key] for key in keys],
             "ctc": [labels for _ in keys],
+            "target_tokens": self._target_tokens(sample),
         }
 
     def prompt(self, sample: Sample) -> list[int]:
@@ -130,6 +140,29 @@ class SpeechDataset:
         return self._interleave(
             {"messages": messages, "speech_lengths": lengths}, inference=inference
         )
+
+    def _target_tokens(self, sample: Sample) -> list[np.ndarray] | None:
+        if self.targets is None:
+            return None
+        if not sample.is_speech:
+            return []
+        return [self.targets.fill(self.targets.tokens(sample), self._num_vectors(sample))]
+
+    def _drop_dense(self, targets: TranscriptTargets) -> None:
+        """Leave out samples that have more tokens to learn than speech vectors."""
+        speech = [i for i, s in enumerate(self.samples) if s.is_speech]
+        samples = [self.samples[i] for i in speech]
+        tokens = np.array([len(targets.tokens(s)) for s in samples], dtype=np.int64)
+        vectors = np.array([self._num_vectors(s) for s in samples], dtype=np.int64)
+        dense = refuse_dense(samples, tokens, vectors, self.on_too_long)
+        kept = np.setdiff1d(np.arange(len(self)), np.array(speech, dtype=np.int64)[dense])
+        if not len(kept):
+            raise InputError("dataset: no sample that fits is left; give it samples")
+        self.samples, self.lengths = [self.samples[i] for i in kept], self.lengths[kept]
+
+    def _num_vectors(self, sample: Sample) -> int:
+        """Speech vectors of a sample with one audio."""
+        return self.output_length(self._num_frames(sample, sample.audio[0].key))
 
     def _num_tokens(self, sample: Sample) -> int:
         return len(self.encode(sample, inference=not sample.target)["tokens"])

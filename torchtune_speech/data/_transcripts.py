@@ -6,17 +6,15 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torchtune.utils import get_logger
 from tqdm import tqdm
 
 from torchtune_speech.data._chat import ChatFormat
 from torchtune_speech.data._collate import StepBatches
 from torchtune_speech.data._ctc_labels import CTCLabels
 from torchtune_speech.data._sample import Sample
+from torchtune_speech.data._targets import TranscriptTargets, refuse_dense, refuse_or_tell
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
-
-_log = get_logger("INFO")
 
 
 class TranscriptBatch(TypedDict):
@@ -37,31 +35,6 @@ class TranscriptBatch(TypedDict):
     ctc_targets: Tensor
     ctc_target_lengths: Tensor
     ids: list[str]
-
-
-def pad_targets(tokens: Sequence[int], length: int, pad_token: int) -> np.ndarray:
-    """A token for each speech vector: the transcript's, then pads up to the end.
-
-    Args:
-        tokens: tokens of the transcript, none of them the pad token.
-        length: speech vectors of the utterance.
-        pad_token: what the vectors behind the transcript are to be.
-
-    Returns:
-        Token ids, ``[length]``.
-
-    Raises:
-        ValueError: if there are more tokens than vectors.
-
-    Source: section 2 of https://arxiv.org/abs/2601.20417
-
-    Example:
-        >>> pad_targets([7, 3], 4, pad_token=0)
-        array([7, 3, 0, 0])
-    """
-    if len(tokens) > length:
-        raise ValueError(f"{len(tokens)} tokens for {length} speech vectors")
-    return np.array([*tokens, *[pad_token] * (length - len(tokens))], dtype=np.int64)
 
 
 class TranscriptDataset:
@@ -105,7 +78,8 @@ class TranscriptDataset:
         if on_too_long not in ("fail", "skip"):
             raise InputError(f"dataset.on_too_long: {on_too_long!r} is neither 'fail' nor 'skip'")
         self.chat, self.store, self.output_length = chat, store, output_length
-        self.pad_token, self.normalize, self.ctc = pad_token, normalize, ctc
+        self.pad_token, self.ctc = pad_token, ctc
+        self._targets = TranscriptTargets(chat, pad_token=pad_token, normalize=normalize)
         self.max_frames, self.on_too_long = max_frames, on_too_long
         show = tqdm(samples, desc="tokenising", unit="sample", disable=len(samples) < 50_000)
         sizes = np.array([self._size(s) for s in show], dtype=np.int32).reshape(-1, 3)
@@ -117,7 +91,7 @@ class TranscriptDataset:
 
     def text(self, index: int) -> str:
         """The normalised transcript of a sample."""
-        return self._text(self.samples[index])
+        return self._targets.text(self.samples[index])
 
     def frames(self, index: int) -> Tensor:
         """Encoder frames of a sample, ``[t, d]``."""
@@ -138,24 +112,16 @@ class TranscriptDataset:
         tokens = self.chat.encode(text)
         return {
             "id": sample.id,
-            "target_tokens": pad_targets(tokens, self.output_length(len(frames)), self.pad_token),
+            "target_tokens": self._targets.fill(tokens, self.output_length(len(frames))),
             "num_words": len(tokens),
             "frames": [frames],
             "keys": [sample.audio[0].key],
             "ctc": self.ctc.encode(text) if self.ctc else [],
         }
 
-    def _text(self, sample: Sample) -> str:
-        return self.normalize(sample.transcript, sample.source_lang)
-
     def _size(self, sample: Sample) -> tuple[int, int, int]:
         """Frames, speech vectors and tokens."""
-        if len(sample.audio) != 1 or not sample.transcript:
-            what = "no transcript" if len(sample.audio) == 1 else f"{len(sample.audio)} audios"
-            raise InputError(
-                f"sample {sample.id}: has {what}, and the projector learns from one audio and "
-                "what is said in it; take other rows (dataset.tasks=[asr]), or add source_text"
-            )
+        tokens = self._targets.tokens(sample)
         key = sample.audio[0].key
         if key not in self.store:
             raise InputError(
@@ -163,41 +129,20 @@ class TranscriptDataset:
                 "run extract_features on this manifest"
             )
         frames = self.store.num_frames(key)
-        return frames, self.output_length(frames), len(self.chat.encode(self._text(sample)))
+        return frames, self.output_length(frames), len(tokens)
 
     def _fits(
         self, samples: Sequence[Sample], frames: np.ndarray, vectors: np.ndarray, tokens: np.ndarray
     ) -> np.ndarray:
         """Which samples can be learnt; under ``fail`` all have to."""
-        long, dense = frames > self.max_frames, tokens > vectors
-        self._refuse_or_tell(samples, long, frames, f"frames, max_frames is {self.max_frames}")
-        self._refuse_or_tell(samples, dense, tokens, "tokens for fewer speech vectors", vectors)
-        fits = ~long & ~dense
+        long = frames > self.max_frames
+        if long.any():
+            have = f"{frames[np.flatnonzero(long)[0]]} frames, max_frames is {self.max_frames}"
+            refuse_or_tell(samples, long, have, "raise max_frames", self.on_too_long)
+        fits = ~long & ~refuse_dense(samples, tokens, vectors, self.on_too_long)
         if not fits.any():
             raise InputError("dataset: no sample that fits is left; give it samples")
         return fits
-
-    def _refuse_or_tell(
-        self,
-        samples: Sequence[Sample],
-        bad: np.ndarray,
-        counts: np.ndarray,
-        what: str,
-        room: np.ndarray | None = None,
-    ) -> None:
-        if not bad.any():
-            return
-        first = int(np.flatnonzero(bad)[0])
-        have = f"{counts[first]} {what}" + ("" if room is None else f" ({room[first]})")
-        many = f"{bad.sum()} of {len(samples)} samples"
-        if self.on_too_long == "skip":
-            _log.warning("skipped %s, among them %s: %s", many, samples[first].id, have)
-            return
-        cure = "raise max_frames" if room is None else "join fewer frames in the projector"
-        raise InputError(
-            f"sample {samples[first].id}: {have}; {many} do not fit: {cure}, or set "
-            "dataset.on_too_long=skip"
-        )
 
 
 class TranscriptBatches(StepBatches):
@@ -242,31 +187,3 @@ def collate_transcripts(items: Sequence[Mapping[str, Any]], frame_dim: int) -> T
         ctc_target_lengths=torch.tensor([len(item["ctc"]) for item in items], dtype=torch.long),
         ids=[item["id"] for item in items],
     )
-
-
-def resolve_token(token: str | int, chat: ChatFormat) -> int:
-    """The id of one token.
-
-    Args:
-        token: its id, the name of a special token, or text that is one token.
-        chat: the LLM's chat format.
-
-    Returns:
-        The id.
-
-    Raises:
-        InputError: if it is none, or more than one.
-    """
-    if isinstance(token, int) and not isinstance(token, bool):
-        if not 0 <= token:
-            raise InputError(f"pad_token: {token}; give an id of 0 or more")
-        return token
-    if isinstance(token, str) and token in chat.special_tokens:
-        return chat.special_tokens[token]
-    ids = chat.encode(str(token))
-    if len(ids) != 1:
-        raise InputError(
-            f"pad_token: {token!r} is {len(ids)} tokens for this LLM; give the id or the name of "
-            "a token that no text holds, such as a reserved one"
-        )
-    return ids[0]

@@ -12,6 +12,7 @@ from torchtune_speech.data import (
     Sample,
     SpeechDataset,
     TranscriptDataset,
+    TranscriptTargets,
     chat_format,
     ctc_labels,
     load_manifest,
@@ -35,6 +36,8 @@ def speech_dataset(
     speeds: Sequence[float] = (1.0,),
     output_length: Callable[[int], int] = int,
     ctc: str | None = None,
+    pad_token: str | int | None = None,
+    normalize: Callable[[str, str], str] = lambda text, lang: text,
     text_twins: bool = False,
     on_bad_sample: str = "fail",
     on_too_long: str = "fail",
@@ -54,9 +57,15 @@ def speech_dataset(
         speeds: copies of each speech sample at these speeds; the store must hold them.
         output_length: frames to speech vectors, ``projector.output_length``.
         ctc: label set of the auxiliary CTC loss: ``characters``, ``tokens`` or None.
+        pad_token: id, name or text of the token that fills up a transcript: each speech vector
+            then has a token whose embedding it is to be (:class:`TranscriptTargets`). None for no
+            such targets.
+        normalize: ``(text, language) -> text``, put over each transcript for these targets.
+            Default all of it.
         text_twins: take the samples' text twins instead, and the text samples as they are.
         on_bad_sample: ``fail`` or ``skip`` bad rows.
-        on_too_long: ``fail`` or ``skip`` samples longer than ``max_seq_len``.
+        on_too_long: ``fail`` or ``skip`` samples longer than ``max_seq_len``, and with
+            ``pad_token`` transcripts with more tokens than speech vectors.
         require_target: refuse rows without a target; False for inference.
 
     Returns:
@@ -74,6 +83,10 @@ def speech_dataset(
                 "they have source_text"
             )
     chat = chat_format(tokenizer)
+    targets = None
+    if pad_token is not None:
+        pad_id = resolve_token(pad_token, chat)
+        targets = TranscriptTargets(chat, pad_token=pad_id, normalize=normalize)
     return SpeechDataset(
         [copy for sample in samples for copy in at_speeds(sample, speeds)],
         chat=chat,
@@ -83,6 +96,7 @@ def speech_dataset(
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,
         ctc=ctc_labels(ctc, chat),
+        targets=targets,
     )
 
 

@@ -10,6 +10,7 @@ from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer
 from torchtune_speech.models._embedding_table import (
     ProjectorWithTable,
     embedding_digest,
+    embedding_mean_square,
     load_embedding_table,
 )
 from torchtune_speech.models._hf_config import FAMILIES, Family, family_of, read_hf_config
@@ -83,6 +84,7 @@ __all__ = [
     "conformer_projector",
     "dense_causal_mask",
     "embedding_digest",
+    "embedding_mean_square",
     "export_merged",
     "family_of",
     "is_quantized",

@@ -93,6 +93,33 @@ def embedding_digest(llm_dir: str | Path) -> str:
     return digest.hexdigest()
 
 
+def embedding_mean_square(llm_dir: str | Path, chunk_size: int = 8192) -> float:
+    """Mean square of the elements of the embedding table: the squared error of a zero vector.
+
+    Args:
+        llm_dir: see :func:`load_embedding_table`.
+        chunk_size: rows that are held at a time.
+
+    Returns:
+        The mean, above 0.
+
+    Raises:
+        InputError: see :func:`load_embedding_table`; or if all embeddings are zero.
+    """
+    file = _embedding_file(llm_dir)
+    with open_safetensors(file) as tensors:
+        _check_table(file, tensors)
+        table = tensors.get_slice(EMBEDDING_NAME)
+        rows, width = table.get_shape()
+        total = sum(
+            table[start : start + chunk_size].float().square().sum(dtype=torch.float64).item()
+            for start in range(0, rows, chunk_size)
+        )
+    if not total > 0:
+        raise InputError(f"{file}: its embeddings are all zero; download the model again")
+    return total / (rows * width)
+
+
 def _embedding_file(llm_dir: str | Path) -> Path:
     """The file that holds the table."""
     file = read_weight_map(Path(llm_dir)).get(EMBEDDING_NAME)

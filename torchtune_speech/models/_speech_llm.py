@@ -8,7 +8,12 @@ from torchtune.modules import TransformerDecoder
 
 from torchtune_speech.models._decoder_parts import replace_parts
 from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer, few_rows_linear
-from torchtune_speech.modules import Packing, embedding_distance_sum, linear_cross_entropy_sum
+from torchtune_speech.modules import (
+    Packing,
+    embedding_distance_sum,
+    linear_cross_entropy_sum,
+    squared_error_sum,
+)
 
 
 def splice_speech(embeddings_bsd: Tensor, vectors_nd: Tensor, speech_index_n: Tensor) -> Tensor:
@@ -71,12 +76,13 @@ class SpeechLLM(nn.Module):
         input_pos: Tensor | None = None,
         select: Tensor | None = None,
         labels: Tensor | None = None,
+        target_tokens: Tensor | None = None,
         return_ctc: bool = False,
         only_ctc: bool = False,
         with_distance: bool = False,
         blank_token: int | None = None,
         cache: DecodingCache | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor | None]:
+    ) -> Tensor | tuple[Tensor | None, ...]:
         """Logits, at all positions or at the selected ones, or the loss of these.
 
         Args:
@@ -93,6 +99,8 @@ class SpeechLLM(nn.Module):
             labels: token to predict at each of the selected positions, ``[m]``: return the summed
                 cross-entropy instead of logits, without holding these
                 (:func:`linear_cross_entropy_sum`).
+            target_tokens: token whose embedding each speech vector is to be, ``[n]``: also return
+                the summed squared error between the two (:func:`squared_error_sum`).
             return_ctc: also return the projector's CTC logits, ``[n, labels]``.
             only_ctc: run the projector alone, without the decoder.
             with_distance: with ``only_ctc``, also return the summed distance of the speech vectors
@@ -107,14 +115,16 @@ class SpeechLLM(nn.Module):
         Returns:
             Logits ``[m, vocab]``, or ``[b, s, vocab]`` without ``select``; with ``labels`` the
             loss, a float32 scalar; with ``return_ctc`` a pair of one of these and CTC logits; with
-            ``only_ctc`` a pair of CTC logits and that distance (None when not asked for).
+            ``target_tokens`` one of these, CTC logits (None when not asked for) and that error;
+            with ``only_ctc`` a pair of CTC logits and that distance (None when not asked for).
         """
         if only_ctc:
             return self._only_ctc(frames, frame_lengths, with_distance, blank_token)
         h = self.decoder.tok_embeddings(tokens)
-        ctc_logits = None
+        vectors = ctc_logits = None
         if frames is not None:
-            h, ctc_logits = self._add_speech(h, frames, frame_lengths, speech_index, return_ctc)
+            vectors, ctc_logits = self._project(frames, frame_lengths, return_ctc)
+            h = self._add_speech(h, vectors, frame_lengths, speech_index)
         if cache is None:
             *layers, last = self.decoder.layers
             for layer in layers:
@@ -129,21 +139,23 @@ class SpeechLLM(nn.Module):
             result = linear_cross_entropy_sum(h, table.weight, labels)
         else:
             result = output(h) if cache is None else few_rows_linear(output, h)
+        if target_tokens is not None:
+            return result, ctc_logits, self._target_error(vectors, frame_lengths, target_tokens)
         return (result, ctc_logits) if return_ctc else result
 
     def _add_speech(
-        self,
-        h: Tensor,
-        frames: Tensor,
-        frame_lengths: Tensor,
-        speech_index: Tensor,
-        return_ctc: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        projected = self._project(frames, frame_lengths, return_ctc)
-        vectors, ctc_logits = projected if return_ctc else (projected, None)
+        self, h: Tensor, vectors: Tensor, frame_lengths: Tensor, speech_index: Tensor
+    ) -> Tensor:
         if frame_lengths.numel() == 0:
-            return h + 0.0 * vectors.sum().to(h.dtype), ctc_logits
-        return splice_speech(h, vectors, speech_index), ctc_logits
+            return h + 0.0 * vectors.sum().to(h.dtype)
+        return splice_speech(h, vectors, speech_index)
+
+    def _target_error(
+        self, vectors: Tensor, frame_lengths: Tensor, target_tokens: Tensor
+    ) -> Tensor:
+        if frame_lengths.numel() == 0:  # only the dummy frame was projected
+            return 0.0 * vectors.float().sum()
+        return squared_error_sum(vectors, self.decoder.tok_embeddings(target_tokens))
 
     def _decode(self, h: Tensor, cache: DecodingCache, select: Tensor | None) -> Tensor:
         """States of all tokens of a pass, or of the selected ones, one after the other."""
@@ -172,10 +184,11 @@ class SpeechLLM(nn.Module):
 
     def _project(
         self, frames: Tensor, frame_lengths: Tensor, return_ctc: bool
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         if self.projector is None:
             raise ValueError("this model has no projector and cannot take speech")
         if frame_lengths.numel() == 0:
             frames = frames.new_zeros(1, frames.shape[-1])
             frame_lengths = frame_lengths.new_ones(1)
-        return self.projector(frames, frame_lengths, return_ctc=return_ctc)
+        output = self.projector(frames, frame_lengths, return_ctc=return_ctc)
+        return output if return_ctc else (output, None)

@@ -39,9 +39,24 @@ def word_and_pad_squared_error(
         >>> word_and_pad_squared_error(vectors, targets, torch.tensor([False, True]))
         (tensor(5.), tensor(4.))
     """
-    error_n = (vectors_nd.float() - targets_nd.float()).square().mean(-1)
+    error_n = _squared_error(vectors_nd, targets_nd)
     is_late_pad_n = is_late_pad_n.bool()
     return error_n.masked_fill(is_late_pad_n, 0).sum(), error_n.masked_fill(~is_late_pad_n, 0).sum()
+
+
+def squared_error_sum(vectors_nd: Tensor, targets_nd: Tensor) -> Tensor:
+    """Squared error, averaged over the elements of a vector, all positions alike.
+
+    Args:
+        vectors_nd: speech vectors, ``[n, d]``.
+        targets_nd: embedding that each should equal, ``[n, d]``.
+
+    Returns:
+        Sum over positions, a float32 scalar.
+
+    Source: the MSE of SpeechMapper's second stage, https://arxiv.org/abs/2601.20417
+    """
+    return _squared_error(vectors_nd, targets_nd).sum()
 
 
 def absolute_error_sum(vectors_nd: Tensor, targets_nd: Tensor, weights_n: Tensor) -> Tensor:
@@ -166,6 +181,11 @@ def nearest_tokens(vectors_nd: Tensor, table_vd: Tensor, chunk_size: int = 4096)
             token_n = torch.where(cosine_n > best_n, start + row_n, token_n)
             best_n = torch.maximum(best_n, cosine_n)
     return token_n
+
+
+def _squared_error(vectors_nd: Tensor, targets_nd: Tensor) -> Tensor:
+    """Of each position, averaged over the elements of a vector, ``[n]``, float32."""
+    return (vectors_nd.float() - targets_nd.float()).square().mean(-1)
 
 
 def _unit(x_nd: Tensor) -> Tensor:

@@ -164,6 +164,7 @@ def planned_batch(cfg: DictConfig, projector: nn.Module | None, world_size: int 
         speech_index=None,
         ctc_targets=None,
         ctc_target_lengths=None,
+        target_tokens=None,
         ids=[],
     )
     if projector is not None:
@@ -179,6 +180,8 @@ def planned_batch(cfg: DictConfig, projector: nn.Module | None, world_size: int 
             "ctc_targets": (torch.arange(utterances * labels) % 2) + 1,
             "ctc_target_lengths": torch.full((utterances,), labels),
         }
+        if cfg.get("sigma", 0) > 0:
+            batch["target_tokens"] = torch.zeros_like(batch["speech_index"])
     return batch
 
 
@@ -410,10 +413,11 @@ def trace_step(
 
 def _llm_loss(cfg: DictConfig, model: SpeechLLM, batch: Batch) -> Tensor:
     """Forward pass of the recipes that run the LLM."""
-    ctc_weight = cfg.get("ctc_weight", 0)
+    ctc_weight, sigma = cfg.get("ctc_weight", 0), cfg.get("sigma", 0)
     traced = _WithoutMask(model) if cfg.device == "cuda" else model
-    ce_sum, ctc_sum = batch_loss(traced, batch, with_ctc=ctc_weight > 0)
-    return ce_sum if ctc_sum is None else ce_sum + ctc_weight * ctc_sum
+    sums = batch_loss(traced, batch, with_ctc=ctc_weight > 0, with_error=sigma > 0)
+    weights = (1 - sigma, ctc_weight, sigma)
+    return sum(w * s for w, s in zip(weights, sums, strict=True) if s is not None)
 
 
 def _dtype(cfg: DictConfig) -> torch.dtype:

@@ -18,7 +18,10 @@ class StepLoss:
     """What a step's forward and backward passes gave, over all processes.
 
     Args:
-        loss: mean cross-entropy of the supervised tokens, in nats.
+        loss: mean cross-entropy of the supervised tokens, in nats; with sigma its sum with the
+            squared error, each times its weight.
+        ce: that cross-entropy; None in a step without it.
+        mse: mean squared error of the speech vectors; None without sigma, or without speech.
         ctc: mean CTC loss per label of the utterances in it, in nats; None without CTC.
         ctc_skipped: utterances that are too short for their CTC target.
         supervised_tokens: number of supervised tokens.
@@ -27,6 +30,8 @@ class StepLoss:
     """
 
     loss: float
+    ce: float | None
+    mse: float | None
     ctc: float | None
     ctc_skipped: int
     supervised_tokens: int
@@ -39,25 +44,31 @@ class StepSums:
     """Sums of a step over all processes, on the device: reading them waits for it.
 
     Args:
-        losses: cross-entropy and CTC loss, in nats, float64 ``[2]``.
+        losses: cross-entropy and CTC loss, in nats, and squared error, float64 ``[3]``.
         counts: supervised tokens, CTC labels, utterances too short for theirs, tokens, positions,
-            float64 ``[5]``.
+            target tokens of speech vectors, float64 ``[6]``.
         with_ctc: whether the step has a CTC loss.
         only_ctc: whether it has no other.
+        sigma: weight of the squared error; the cross-entropy has the rest to 1.
     """
 
     losses: Tensor
     counts: Tensor
     with_ctc: bool
     only_ctc: bool = False
+    sigma: float = 0.0
 
     def read(self) -> StepLoss:
         """Wait for the step, and take the means."""
         losses, counts = self.losses.tolist(), [int(n) for n in self.counts.tolist()]
-        supervised, labels, skipped, tokens, slots = counts
-        ce, ctc = losses[0] / max(supervised, 1), losses[1] / max(labels, 1)
+        supervised, labels, skipped, tokens, slots, vectors = counts
+        sums = zip(losses, (supervised, labels, vectors), strict=True)
+        ce, ctc, mse = (total / max(count, 1) for total, count in sums)
+        loss = (1 - self.sigma) * ce + self.sigma * mse if self.sigma > 0 else ce
         return StepLoss(
-            loss=ctc if self.only_ctc else ce,
+            loss=ctc if self.only_ctc else loss,
+            ce=None if self.only_ctc else ce,
+            mse=mse if self.sigma > 0 and vectors else None,
             ctc=ctc if self.with_ctc and labels else None,
             ctc_skipped=skipped,
             supervised_tokens=supervised,
@@ -73,13 +84,21 @@ def forward_backward(
     *,
     dtype: torch.dtype = torch.float32,
     ctc_weight: float = 0.0,
+    sigma: float = 0.0,
+    error_unit: float = 1.0,
 ) -> StepSums:
     """Accumulate the gradient of a step's mean loss.
 
-    The mean is over the supervised tokens of all batches and processes, so that neither
-    accumulation nor the number of processes changes it. Parameters whose modules took no part
-    (the projector in a text step) keep their gradient at None. The host does not wait for the
-    device.
+    The loss is ``(1 - sigma) * CE + sigma * MSE``: cross-entropy of the supervised tokens, and
+    squared error between speech vectors and the embeddings of what is said, which holds the
+    projector to the words while it adapts to one task. Each is a mean over all batches and
+    processes, so that neither accumulation nor the number of processes changes it. Parameters whose
+    modules took no part (the projector in a text step) keep their gradient at None. The host does
+    not wait for the device.
+
+    The MSE is one mean over all speech vectors, words and pads alike, since the LLM reads them
+    alike. In stage 1 words and pads are two means of equal weight; with about as many pads as words
+    this one mean is nearly the same, and it has no weights of its own beside sigma.
 
     Args:
         model: the model; its gradients are added to.
@@ -87,28 +106,45 @@ def forward_backward(
         process: this process.
         dtype: precision of the matrix products; below float32 by autocast.
         ctc_weight: weight of the projector's CTC loss. Default 0, which skips it.
+        sigma: 0 to 1; above 0 the batches need target tokens. Default 0: the cross-entropy alone,
+            and no more work.
+        error_unit: squared error of an element that counts as 1. Default 1; see
+            :func:`embedding_mean_square`.
 
     Returns:
         The losses and counts of the step.
+
+    Raises:
+        ValueError: if a batch with speech has no target tokens under sigma.
+
+    Source: stage 2 of SpeechMapper, https://arxiv.org/abs/2601.20417
     """
     counts = process.sum_tensor(
         *_counts(batches, model.projector.ctc_length if ctc_weight > 0 else None)
     )
-    supervised, labels = counts[:2].clamp(min=1)
+    supervised, labels, *_, vectors = counts.clamp(min=1)
     with_ctc = ctc_weight > 0 and any(batch["frames"] is not None for batch in batches)
-    totals = torch.zeros(2, dtype=torch.float64, device=process.device)
+    totals = torch.zeros(3, dtype=torch.float64, device=process.device)
     for batch in batches:
         batch = to_device(batch, process.device)
         with autocast(process.device, dtype):
-            ce_sum, ctc_sum = batch_loss(model, batch, with_ctc=with_ctc)
+            ce_sum, ctc_sum, error_sum = batch_loss(
+                model, batch, with_ctc=with_ctc, with_error=sigma > 0
+            )
         loss = ce_sum / supervised
         totals[0] += ce_sum.detach()
+        if sigma > 0:
+            loss = (1 - sigma) * loss
+        if error_sum is not None:
+            error_sum = error_sum / error_unit
+            loss = loss + sigma * error_sum / vectors
+            totals[2] += error_sum.detach()
         if ctc_sum is not None:
             loss = loss + ctc_weight * ctc_sum / labels
             totals[1] += ctc_sum.detach()
         # FSDP averages gradients over processes; the sums above want adding up.
         (loss * process.world_size).backward()
-    return StepSums(process.all_reduce(totals), counts, with_ctc)
+    return StepSums(process.all_reduce(totals), counts, with_ctc, sigma=sigma)
 
 
 def ctc_forward_backward(
@@ -140,7 +176,7 @@ def ctc_forward_backward(
     vectors = sum(b["speech_index"].numel() for b in batches)
     sums = process.sum_tensor(*_counts(batches, model.projector.ctc_length), vectors)
     _, labels, *_, vectors = sums.clamp(min=1)
-    totals = torch.zeros(2, dtype=torch.float64, device=process.device)
+    totals = torch.zeros(3, dtype=torch.float64, device=process.device)
     for batch in batches:
         batch = to_device(batch, process.device)
         with autocast(process.device, dtype):
@@ -158,25 +194,35 @@ def ctc_forward_backward(
             loss = loss + embedding_weight * distance_sum / vectors
         totals[1] += ctc_sum.detach()
         (loss * process.world_size).backward()
-    return StepSums(process.all_reduce(totals), sums[:5], with_ctc=True, only_ctc=True)
+    return StepSums(process.all_reduce(totals), sums[:-1], with_ctc=True, only_ctc=True)
 
 
 def batch_loss(
-    model: SpeechLLM, batch: Batch, with_ctc: bool = False
-) -> tuple[Tensor, Tensor | None]:
+    model: SpeechLLM, batch: Batch, with_ctc: bool = False, with_error: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Summed losses of a batch.
 
     Args:
         model: the model.
         batch: on the model's device.
         with_ctc: also the projector's CTC loss.
+        with_error: also the squared error between speech vectors and their target tokens.
 
     Returns:
-        Cross-entropy summed over the supervised tokens, and CTC loss summed over the utterances
-        that can hold their labels (None when not asked for, or when the batch has no speech).
+        Cross-entropy summed over the supervised tokens, CTC loss summed over the utterances
+        that can hold their labels, and squared error summed over the speech vectors (either None
+        when not asked for, or when the batch has no speech).
+
+    Raises:
+        ValueError: if the squared error is asked for, and a batch with speech has no targets.
     """
     speech = {k: batch[k] for k in ("frames", "frame_lengths", "speech_index")}
-    with_ctc = with_ctc and batch["frames"] is not None
+    has_speech = batch["frames"] is not None
+    with_ctc, with_error = with_ctc and has_speech, with_error and has_speech
+    if with_error:
+        if batch["target_tokens"] is None:
+            raise ValueError("sigma is above 0, but the data set was built without targets")
+        speech["target_tokens"] = batch["target_tokens"]
     select = batch["select"]
     output = model(
         batch["tokens"],
@@ -187,8 +233,14 @@ def batch_loss(
         labels=batch["labels"].flatten().index_select(0, select),
         return_ctc=with_ctc,
     )
-    ce_sum, ctc_logits = output if with_ctc else (output, None)
-    return ce_sum, _ctc_sum(model, batch, ctc_logits) if with_ctc else None
+    ctc_logits = error_sum = None
+    if with_error:
+        ce_sum, ctc_logits, error_sum = output
+    elif with_ctc:
+        ce_sum, ctc_logits = output
+    else:
+        ce_sum = output
+    return ce_sum, _ctc_sum(model, batch, ctc_logits) if with_ctc else None, error_sum
 
 
 def _ctc_sum(model: SpeechLLM, batch: Batch, ctc_logits: Tensor) -> Tensor:
@@ -238,7 +290,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 def _counts(
     batches: Sequence[Batch], ctc_length: Callable[[Tensor], Tensor] | None
 ) -> tuple[int, ...]:
-    """Supervised tokens, CTC labels, utterances too short for theirs, tokens, positions."""
+    """What :class:`StepSums` counts."""
     supervised = sum(b["select"].numel() for b in batches)
     tokens = sum(int((b["document_ids"] > 0).sum()) for b in batches)
     labels = skipped = 0
@@ -249,4 +301,6 @@ def _counts(
         possible = ctc_possible(ctc_length(batch["frame_lengths"]), batch["ctc_targets"], lengths)
         labels += int(lengths[possible].sum())
         skipped += int(((lengths > 0) & ~possible).sum())
-    return supervised, labels, skipped, tokens, sum(b["tokens"].numel() for b in batches)
+    slots = sum(b["tokens"].numel() for b in batches)
+    vectors = sum(b["target_tokens"].numel() for b in batches if b["target_tokens"] is not None)
+    return supervised, labels, skipped, tokens, slots, vectors

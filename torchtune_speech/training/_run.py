@@ -205,14 +205,17 @@ def step_metrics(
         The metrics; ``fill`` is the share of computed positions that held tokens. A step that was
         skipped, since its loss or gradient was not finite, has the ids of its samples in
         ``skipped_samples``. ``compiled_graphs`` is there where something was compiled: it should
-        rise in the first steps only.
+        rise in the first steps only. Under sigma, ``loss_ce`` and ``loss_mse`` are the parts of
+        the loss before their weights.
     """
-    ctc = {}
+    parts = {}
+    if losses.mse is not None:
+        parts = {"loss_ce": losses.ce, "loss_mse": losses.mse}
     if losses.ctc is not None:
-        ctc = {"ctc_loss": losses.ctc, "ctc_skipped": losses.ctc_skipped}
+        parts |= {"ctc_loss": losses.ctc, "ctc_skipped": losses.ctc_skipped}
     return {
         "loss": losses.loss,
-        **ctc,
+        **parts,
         "grad_norm": grad_norm,
         **rates,
         "source": f"{step.source}{' (text twins)' if step.is_twin else ''}",

@@ -1,0 +1,156 @@
+"""What each speech vector of an utterance is to be: a token of the transcript, or the pad."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torchtune.utils import get_logger
+
+from torchtune_speech.data._chat import ChatFormat
+from torchtune_speech.data._sample import Sample
+from torchtune_speech.errors import InputError
+
+_log = get_logger("INFO")
+
+
+def pad_targets(tokens: Sequence[int], length: int, pad_token: int) -> np.ndarray:
+    """A token for each speech vector: the transcript's, then pads up to the end.
+
+    Args:
+        tokens: tokens of the transcript, none of them the pad token.
+        length: speech vectors of the utterance.
+        pad_token: what the vectors behind the transcript are to be.
+
+    Returns:
+        Token ids, ``[length]``.
+
+    Raises:
+        ValueError: if there are more tokens than vectors.
+
+    Source: section 2 of https://arxiv.org/abs/2601.20417
+
+    Example:
+        >>> pad_targets([7, 3], 4, pad_token=0)
+        array([7, 3, 0, 0])
+    """
+    if len(tokens) > length:
+        raise ValueError(f"{len(tokens)} tokens for {length} speech vectors")
+    return np.array([*tokens, *[pad_token] * (length - len(tokens))], dtype=np.int64)
+
+
+class TranscriptTargets:
+    """Makes the targets of speech vectors from a sample's transcript.
+
+    Args:
+        chat: the LLM's chat format, for its tokens.
+        pad_token: see :func:`pad_targets`.
+        normalize: ``(text, language) -> text``, what of a transcript is to be learnt. Default all.
+    """
+
+    def __init__(
+        self,
+        chat: ChatFormat,
+        *,
+        pad_token: int,
+        normalize: Callable[[str, str], str] = lambda text, lang: text,
+    ) -> None:
+        self.chat, self.pad_token, self.normalize = chat, pad_token, normalize
+
+    def text(self, sample: Sample) -> str:
+        """The normalised transcript of a sample.
+
+        Raises:
+            InputError: if the sample has no transcript, or not exactly one audio.
+        """
+        if len(sample.audio) != 1 or not sample.transcript:
+            what = "no transcript" if len(sample.audio) == 1 else f"{len(sample.audio)} audios"
+            raise InputError(
+                f"sample {sample.id}: has {what}, and the projector learns from one audio and "
+                "what is said in it; take other rows (dataset.tasks=[asr]), or add source_text"
+            )
+        return self.normalize(sample.transcript, sample.source_lang)
+
+    def tokens(self, sample: Sample) -> list[int]:
+        """Tokens of the normalised transcript, without pads; raises as :meth:`text`."""
+        return self.chat.encode(self.text(sample))
+
+    def fill(self, tokens: Sequence[int], length: int) -> np.ndarray:
+        """A token for each of ``length`` speech vectors, see :func:`pad_targets`."""
+        return pad_targets(tokens, length, self.pad_token)
+
+
+def refuse_dense(
+    samples: Sequence[Sample], tokens_n: np.ndarray, vectors_n: np.ndarray, on_too_long: str
+) -> np.ndarray:
+    """Samples whose transcript has more tokens than the utterance has speech vectors.
+
+    Args:
+        samples: the samples.
+        tokens_n: tokens of each one's transcript, ``[n]``.
+        vectors_n: its speech vectors, ``[n]``.
+        on_too_long: ``fail``, or ``skip`` to have the log tell of them.
+
+    Returns:
+        True for those that do not fit, ``[n]``.
+
+    Raises:
+        InputError: naming the first of them, under ``fail``.
+    """
+    dense_n = tokens_n > vectors_n
+    if dense_n.any():
+        first = int(np.flatnonzero(dense_n)[0])
+        have = f"{tokens_n[first]} tokens for fewer speech vectors ({vectors_n[first]})"
+        refuse_or_tell(samples, dense_n, have, "join fewer frames in the projector", on_too_long)
+    return dense_n
+
+
+def refuse_or_tell(
+    samples: Sequence[Sample], bad_n: np.ndarray, have: str, cure: str, on_too_long: str
+) -> None:
+    """Refuse samples that do not fit, or have the log tell that they are skipped.
+
+    Args:
+        samples: the samples.
+        bad_n: True for those that do not fit, at least one, ``[n]``.
+        have: what the first of them has.
+        cure: what to do about it.
+        on_too_long: ``fail`` or ``skip``.
+
+    Raises:
+        InputError: naming the first of them, under ``fail``.
+    """
+    first = samples[int(np.flatnonzero(bad_n)[0])].id
+    many = f"{bad_n.sum()} of {len(samples)} samples"
+    if on_too_long == "skip":
+        _log.warning("skipped %s, among them %s: %s", many, first, have)
+        return
+    raise InputError(
+        f"sample {first}: {have}; {many} do not fit: {cure}, or set dataset.on_too_long=skip"
+    )
+
+
+def resolve_token(token: str | int, chat: ChatFormat) -> int:
+    """The id of one token.
+
+    Args:
+        token: its id, the name of a special token, or text that is one token.
+        chat: the LLM's chat format.
+
+    Returns:
+        The id.
+
+    Raises:
+        InputError: if it is none, or more than one.
+    """
+    if isinstance(token, int) and not isinstance(token, bool):
+        if not 0 <= token:
+            raise InputError(f"pad_token: {token}; give an id of 0 or more")
+        return token
+    if isinstance(token, str) and token in chat.special_tokens:
+        return chat.special_tokens[token]
+    ids = chat.encode(str(token))
+    if len(ids) != 1:
+        raise InputError(
+            f"pad_token: {token!r} is {len(ids)} tokens for this LLM; give the id or the name of "
+            "a token that no text holds, such as a reserved one"
+        )
+    return ids[0]
