@@ -1,7 +1,9 @@
 """Stage A: train the projector through the frozen LLM on speech (ASR and speech translation).
 
 Only the projector learns. Its speech vectors stand in the prompt where the speech would be, and the
-cross-entropy of the answer flows back through the frozen LLM into it. Runs in one process
+cross-entropy of the answer flows back through the frozen LLM into it. With ``sigma`` above 0 it is
+also held to the embeddings of what is said: stage 2 of SpeechMapper, after recipe `speechmapper`
+(https://arxiv.org/abs/2601.20417). Runs in one process
 (`tune run projector`) or in many (`tune run --nproc_per_node 8 projector`), with the same results
 (to rounding, and without dropout).
 """
@@ -15,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from torchtune_speech import config, training
 from torchtune_speech.data import StepBatches
+from torchtune_speech.models import embedding_mean_square
 
 KEYS = {
     "output_dir": "folder of the run: metrics.jsonl, evaluations.jsonl and checkpoints step_N",
@@ -32,6 +35,9 @@ KEYS = {
     "max_new_tokens": "longest answer when evaluating, in tokens",
     "mixture": "weights of tasks, domains and languages; null for a shuffled pass over all samples",
     "spec_augment": "masks over time and bins, arguments of spec_augment; null for none",
+    "sigma": "0 to 1: loss (1 - sigma) * cross-entropy + sigma * squared error to the words; or 0",
+    "pad_token": "under sigma, what fills up a transcript: id or name of a token no text holds",
+    "normalizer": "under sigma, what of a transcript counts: basic, whisper, mms, or none for all",
     "ctc_weight": "weight of the projector's auxiliary CTC loss; 0 for none",
     "ctc_only_steps": "first steps, a warm-up on the CTC loss without running the LLM",
     "embedding_weight": "in the warm-up, weight of the distance to the embeddings CTC hears; or 0",
@@ -75,6 +81,7 @@ class ProjectorRecipe:
         self.dtype = training.compute_dtype(cfg.dtype, self.process.device)
         self.scores: dict[str, Any] = {}
         self.blank_token: int | None = None
+        self.error_unit = 1.0
 
     def setup(self) -> None:
         """Read the data, plan the run, build the model; go on from a checkpoint if asked to."""
@@ -89,7 +96,8 @@ class ProjectorRecipe:
             "max_seq_len": cfg.max_seq_len,
             "output_length": projector.output_length,
         }
-        self.dataset = config.instantiate(cfg.dataset, **data)
+        targets = training.target_settings(cfg.sigma, cfg.pad_token, cfg.normalizer)
+        self.dataset = config.instantiate(cfg.dataset, **data, **targets)
         self.eval_dataset = (
             config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
         )
@@ -100,6 +108,9 @@ class ProjectorRecipe:
             needs_ctc=cfg.ctc_weight > 0 or only_ctc,
             only_speech=True,
         )
+        if cfg.sigma > 0:
+            training.check_pad_token(cfg.pad_token, self.dataset.targets.pad_token, cfg.llm_dir)
+            self.error_unit = embedding_mean_square(cfg.llm_dir)
         if only_ctc and cfg.embedding_weight > 0:
             self.blank_token = training.check_embedding_target(
                 projector, self.dataset, cfg.embedding_blank
@@ -205,6 +216,8 @@ class ProjectorRecipe:
                         process,
                         dtype=self.dtype,
                         ctc_weight=cfg.ctc_weight,
+                        sigma=cfg.sigma,
+                        error_unit=self.error_unit,
                     )
                 losses, grad_norm = training.update(
                     self.optimizer,

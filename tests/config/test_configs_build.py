@@ -27,7 +27,8 @@ FAMILIES = sorted({name.split("/")[0] for name in CONFIGS})
 
 def names_of(family):
     """Stage -> name of its config, for the stages that a family has."""
-    return {config_header(config_path(n))[0]: n for n in CONFIGS if n.startswith(f"{family}/")}
+    names = {stage: f"{family}/{stage}" for stage in STAGES}
+    return {stage: name for stage, name in names.items() if name in CONFIGS}
 
 
 def stages_of(family):

@@ -12,10 +12,12 @@ from torchtune_speech.training._check import (
     check_embedding_loss,
     check_embedding_target,
     check_frame_width,
+    check_pad_token,
     check_projector,
     check_resume,
     check_settings,
     check_text_only,
+    target_settings,
 )
 from torchtune_speech.training._checkpoint import (
     check_space,
@@ -122,6 +124,7 @@ __all__ = [
     "check_embedding_target",
     "check_frame_width",
     "check_learning_rates",
+    "check_pad_token",
     "check_projector",
     "check_resume",
     "check_settings",
@@ -175,6 +178,7 @@ __all__ = [
     "step_loader",
     "step_metrics",
     "table_fingerprint",
+    "target_settings",
     "to_device",
     "trainable_groups",
     "transcript_normalizer",

@@ -12,9 +12,10 @@ from torchtune.utils import get_logger, log_rank_zero
 from torchtune_speech.data import SpeechDataset, TokenLabels, TranscriptDataset
 from torchtune_speech.errors import InputError, did_you_mean
 from torchtune_speech.features import check_fingerprint
-from torchtune_speech.models import check_quantize
+from torchtune_speech.models import check_quantize, read_hf_config
 from torchtune_speech.training._checkpoint import is_peft_folder, read_stage
 from torchtune_speech.training._embedding_objective import PARTS, EmbeddingLoss
+from torchtune_speech.training._evaluate_embeddings import transcript_normalizer
 
 _COUNTS = (
     "rows_per_step",
@@ -48,6 +49,7 @@ _STEP_KEYS = (
     "ctc_only_steps",
     "embedding_weight",
     "embedding_blank",
+    "sigma",
     "spec_augment",
     "clip_grad_norm",
     "on_nonfinite",
@@ -81,6 +83,9 @@ def check_settings(cfg: DictConfig) -> None:
     for key in _WEIGHTS:
         if not _is_number(cfg.get(key, 0)) or cfg.get(key, 0) < 0:
             raise InputError(f"{key}: {cfg[key]!r}; give a number, 0 for none")
+    sigma = cfg.get("sigma", 0)
+    if not _is_number(sigma) or not 0 <= sigma <= 1:
+        raise InputError(f"sigma: {sigma!r}; give a number from 0 to 1")
     steps = cfg.get("ctc_only_steps", 0)
     if not _is_number(steps) or steps != int(steps) or steps < 0:
         raise InputError(f"ctc_only_steps: {steps!r}; give a whole number, 0 for none")
@@ -178,6 +183,49 @@ def check_projector(
         raise InputError(
             f"projector.ctc_vocab_size: {size or 'null'}, but {key}.ctc has {labels} labels; "
             f"set projector.ctc_vocab_size={labels}, or {key}.ctc=null"
+        )
+
+
+def target_settings(
+    sigma: float, pad_token: str | int | None, normalizer: str | None
+) -> dict[str, Any]:
+    """What :func:`torchtune_speech.datasets.speech_dataset` needs to make target tokens.
+
+    Args:
+        sigma: weight of the squared error to their embeddings.
+        pad_token: fills up a transcript.
+        normalizer: name of a normaliser, see :func:`transcript_normalizer`.
+
+    Returns:
+        Its arguments; none where sigma is 0.
+
+    Raises:
+        InputError: if one is missing or unknown.
+    """
+    if not sigma > 0:
+        return {}
+    for key, value in (("pad_token", pad_token), ("normalizer", normalizer)):
+        if value is None:
+            raise InputError(f"{key}: null, but sigma is {sigma}; give that of stage 1, or sigma=0")
+    return {"pad_token": pad_token, "normalize": transcript_normalizer(normalizer)}
+
+
+def check_pad_token(name: str | int, token: int, llm_dir: str | Path) -> None:
+    """Refuse a pad token that the LLM's embedding table has no row for.
+
+    Args:
+        name: as the config gives it.
+        token: its id.
+        llm_dir: Hugging Face folder of the LLM.
+
+    Raises:
+        InputError: if the table has fewer rows.
+    """
+    rows = read_hf_config(llm_dir)["vocab_size"]
+    if token >= rows:
+        raise InputError(
+            f"pad_token: {name!r} is token {token}, but the table of {llm_dir} has {rows} rows; "
+            "name another token"
         )
 
 

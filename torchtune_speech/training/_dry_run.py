@@ -13,7 +13,7 @@ from torchtune_speech import config
 from torchtune_speech.data import AudioCut, Plan, Sample, Step, fill, plan_sources, text_twin
 from torchtune_speech.models import SpeechLLM
 from torchtune_speech.training._build import meta_speech_llm
-from torchtune_speech.training._check import check_projector, check_settings
+from torchtune_speech.training._check import check_projector, check_settings, target_settings
 from torchtune_speech.training._loader import build_plan, resolve_max_steps
 from torchtune_speech.training._memory import (
     ACTIVATIONS,
@@ -203,6 +203,8 @@ def missing_files(cfg: DictConfig) -> list[str]:
 
 def _real_plan(cfg: DictConfig, model: SpeechLLM) -> tuple[Plan, np.ndarray, str]:
     speech = {} if model.projector is None else {"output_length": model.projector.output_length}
+    targets = (cfg.get(key) for key in ("pad_token", "normalizer"))
+    speech |= target_settings(cfg.get("sigma", 0), *targets)
     dataset = config.instantiate(
         cfg.dataset,
         tokenizer=config.instantiate(cfg.tokenizer),

@@ -1,0 +1,129 @@
+"""Stage 2 of SpeechMapper: steps under sigma, resume, processes, and what is refused."""
+
+import os
+import signal
+import sys
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from tiny_world import make_data, make_llm, write_config
+
+from torchtune_speech import training
+from torchtune_speech.files import read_jsonl
+
+PAD = "<|reserved_special_token_1|>"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    make_llm(folder / "llm")
+    make_data(folder / "data")
+    changes = {"sigma": 0.5, "pad_token": PAD, "normalizer": "basic", "eval_dataset": None}
+    file = write_config(folder, "projector", output_dir=str(folder / "S"), **changes)
+    cfg = yaml.safe_load(file.read_text())
+    cfg["dataset"]["on_too_long"] = "skip"
+    file.write_text(yaml.safe_dump(cfg))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(recipe_module, world):
+    """A function that runs recipe projector in this process; gives its exit code."""
+
+    def run(*words, stop_after=None):
+        def step(log, number, metrics):
+            take_note(log, number, metrics)
+            if number == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        take_note = training.TrainingLog.step
+        words = ["projector", "--config", world / "projector.yaml", *words]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [str(word) for word in words])
+            patch.setattr(training.TrainingLog, "step", step)
+            try:
+                recipe_module("projector").recipe_main()
+            except SystemExit as exit_:
+                return exit_.code or 0
+        return 0
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(world, run):
+    """Six steps of stage 2."""
+    assert run() == 0
+    return world
+
+
+def losses(folder):
+    rows = read_jsonl(folder / "metrics.jsonl")
+    return [row[name] for row in rows for name in ("loss", "loss_ce", "loss_mse")]
+
+
+def weights(folder):
+    return load_file(folder / "step_6" / "projector.safetensors")
+
+
+def test_each_step_tells_both_parts(trained, run):
+    rows = read_jsonl(trained / "S" / "metrics.jsonl")
+    assert len(rows) == 6
+    for row in rows:
+        expected = 0.5 * row["loss_ce"] + 0.5 * row["loss_mse"]
+        assert row["loss"] == pytest.approx(expected, rel=1e-6)
+        assert row["loss_mse"] > 0 and row["ctc_loss"] > 0
+    out = trained / "plain"
+    assert run(f"output_dir={out}", "sigma=0", "pad_token=null", "normalizer=null") == 0
+    assert not any("loss_mse" in row for row in read_jsonl(out / "metrics.jsonl"))
+
+
+def test_two_processes_take_the_steps_of_one(trained, tune_run):
+    out = trained / "two"
+    words = ["--config", trained / "projector.yaml", f"output_dir={out}"]
+    words += ["gradient_accumulation_steps=2"]
+    done = tune_run("--nproc_per_node", 2, "projector", *words, cwd=trained)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(out) == pytest.approx(losses(trained / "S"), rel=1e-4)
+    one, two = weights(trained / "S"), weights(out)
+    assert all((one[k] - two[k]).abs().max() < 1e-4 for k in one)
+
+
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(trained, run):
+    out = trained / "stopped"
+    assert run(f"output_dir={out}", stop_after=3) == 143
+    assert run(f"output_dir={out}", "resume=true") == 0
+    assert losses(out) == losses(trained / "S")
+    one, two = weights(trained / "S"), weights(out)
+    assert all((one[k] == two[k]).all() for k in one)
+
+
+CASES = {
+    "sigma": (["sigma=1.5"], "sigma: 1.5; give a number from 0 to 1"),
+    "pad": (["pad_token=null"], "pad_token: null, but sigma is 0.5"),
+    "pad-id": (["pad_token=99999"], "pad_token: 99999 is token 99999, but the table of"),
+    "normalizer": (["normalizer=null"], "normalizer: null, but sigma is 0.5"),
+    "dense": (["dataset.on_too_long=fail"], "tokens for fewer speech vectors"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_wrong_input_is_one_line(trained, run, capsys, name):
+    changes, what = CASES[name]
+    out = trained / f"wrong-{name}"
+    capsys.readouterr()
+    assert run(f"output_dir={out}", *changes) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and what in error[0], error
+    assert not out.exists()
+
+
+def test_dry_run_tells_of_the_samples_that_fit(trained, run, capsys):
+    assert run("dry_run=true", f"output_dir={trained / 'dry'}") == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if " samples, " in x]
+    fewer = int(line.split()[0])
+    assert run("dry_run=true", "sigma=0", f"output_dir={trained / 'dry'}") == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if " samples, " in x]
+    assert 0 < fewer < int(line.split()[0])
