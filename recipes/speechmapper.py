@@ -149,11 +149,7 @@ class SpeechMapperRecipe:
                 f"vocab_size: {cfg.vocab_size}, but the embedding table of {cfg.llm_dir} has "
                 f"{rows} rows; set vocab_size={rows}, or null"
             )
-        if self.dataset.pad_token >= rows:
-            raise InputError(
-                f"pad_token: {cfg.pad_token!r} is token {self.dataset.pad_token}, but the table of "
-                f"{cfg.llm_dir} has {rows} rows; name another token"
-            )
+        training.check_pad_token(cfg.pad_token, self.dataset.pad_token, cfg.llm_dir)
 
     def train(self) -> bool:
         """Take the steps of the plan; evaluate and save on the way.

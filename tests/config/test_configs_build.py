@@ -122,6 +122,20 @@ def test_stage_1_writes_in_the_table_of_its_family(name, recipe_module):
     assert cfg.rows_per_step % cfg.gradient_accumulation_steps == 0
 
 
+@pytest.mark.parametrize("name", ["nano/projector_stage2", "qwen3_4b/projector"])
+def test_stage_2_goes_on_with_stage_1(name):
+    cfg = OmegaConf.load(config_path(name))
+    mapper = OmegaConf.load(config_path(f"{name.split('/')[0]}/speechmapper"))
+    assert cfg.projector_checkpoint == mapper.output_dir != cfg.output_dir
+    ours, theirs = (OmegaConf.to_container(c.projector) for c in (cfg, mapper))
+    assert ours == {k: v for k, v in theirs.items() if not k.startswith("ctc_")}
+    for key in ("llm_dir", "tokenizer", "pad_token", "normalizer"):
+        assert cfg[key] == mapper[key], key
+    assert cfg.sigma == 0.9 and list(cfg.dataset.tasks) == ["asr"]
+    assert cfg.dataset.features == mapper.dataset.features
+    assert cfg.learning_rate.projector.schedule == "constant"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_stages_of_a_family_fit_together(family, build):
     stages = stages_of(family)
@@ -141,7 +155,10 @@ def test_the_stages_of_a_family_fit_together(family, build):
     assert len({str(c.tokenizer) for c in stages.values()}) == 1
     if "multimodal_fuse" in stages:
         fuse = stages["multimodal_fuse"]
-        assert fuse.projector_checkpoint == stages["projector"].output_dir
+        before = stages["projector"]
+        if family == "qwen3_4b":  # stage A is stage 1 of SpeechMapper there
+            before = OmegaConf.load(config_path("qwen3_4b/speechmapper"))
+        assert fuse.projector_checkpoint == before.output_dir
         assert fuse.adapter_checkpoint == stages["lora_finetune_text"].output_dir
 
 
@@ -175,7 +192,7 @@ def test_the_8b_configs_follow_the_paper():
 
 
 def test_the_4b_configs_follow_the_paper():
-    """arXiv 2607.01960; its projector has no config yet."""
+    """arXiv 2607.01960"""
     stages = stages_of("qwen3_4b")
     fuse, text = stages["multimodal_fuse"], stages["lora_finetune_text"]
     assert fuse.mixture.task == {"asr": 0.3, "st": 0.4, "sqa": 0.3}
