@@ -53,6 +53,7 @@ from torchtune_speech.training._evaluate_embeddings import (
     evaluate_embeddings,
     transcript_normalizer,
 )
+from torchtune_speech.training._keep import KeepReport, keep_non_pads
 from torchtune_speech.training._loader import build_plan, resolve_max_steps, step_loader
 from torchtune_speech.training._log import TrainingLog, flat_scores
 from torchtune_speech.training._memory import (
@@ -104,6 +105,7 @@ __all__ = [
     "EmbeddingLoss",
     "EmbeddingStepLoss",
     "EmbeddingSums",
+    "KeepReport",
     "Process",
     "StepLoss",
     "StepMemory",
@@ -150,6 +152,7 @@ __all__ = [
     "initial_lora",
     "is_due",
     "join_processes",
+    "keep_non_pads",
     "learning_rate",
     "list_checkpoints",
     "llm_fingerprint",
