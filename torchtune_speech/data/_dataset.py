@@ -11,6 +11,7 @@ from tqdm import tqdm
 from torchtune_speech.data._chat import ChatFormat
 from torchtune_speech.data._ctc_labels import CTCLabels
 from torchtune_speech.data._interleave import InterleaveSpeech
+from torchtune_speech.data._kept import KeptPositions
 from torchtune_speech.data._prompts import PromptTemplates
 from torchtune_speech.data._sample import Sample, text_twin
 from torchtune_speech.errors import InputError
@@ -29,6 +30,7 @@ class SpeechDataset:
         store: encoder frames of the audio; None when no sample has any.
         output_length: frames of an utterance to its number of speech vectors
             (``projector.output_length``, the only source of that number).
+        kept: which of these vectors reach the LLM; None for all.
         max_seq_len: longest allowed sample, in tokens.
         on_too_long: ``fail`` or ``skip`` samples above that; they are never cut.
         ctc: label set of the auxiliary CTC loss; None for no CTC targets.
@@ -45,14 +47,17 @@ class SpeechDataset:
         templates: PromptTemplates,
         store: FeatureStore | None = None,
         output_length: Callable[[int], int] = int,
+        kept: KeptPositions | None = None,
         max_seq_len: int,
         on_too_long: str = "fail",
         ctc: CTCLabels | None = None,
     ) -> None:
         self.chat, self.templates, self.store = chat, templates, store
-        self.output_length, self.ctc = output_length, ctc
+        self.output_length, self.kept, self.ctc = output_length, kept, ctc
         self.max_seq_len, self.on_too_long = max_seq_len, on_too_long
         self._interleave = InterleaveSpeech(chat)
+        if kept is not None and store is not None:
+            kept.check_store(store)
         self.samples, self.lengths = _fitting(samples, self._num_tokens, max_seq_len, on_too_long)
 
     def __len__(self) -> int:
@@ -85,8 +90,10 @@ class SpeechDataset:
 
         Returns:
             ``id``, ``tokens``, ``labels``, ``frames`` (a tensor ``[t, d]`` for each audio cut),
-            ``keys`` (of the cuts in the store) and ``ctc`` (labels of each cut; empty lists where
-            the transcript of a single cut is not known).
+            ``keys`` (of the cuts in the store), ``vectors`` (what the projector makes of each cut),
+            ``kept`` (positions among these that reach the LLM, for each cut; None for all) and
+            ``ctc`` (labels of each cut; empty lists where the transcript of a single cut is not
+            known).
         """
         sample = self.samples[index]
         if twin:
@@ -104,6 +111,8 @@ class SpeechDataset:
             "labels": encoded["labels"],
             "keys": keys,
             "frames": [self.store[key] for key in keys],
+            "vectors": [self._num_vectors(sample, key) for key in keys],
+            "kept": self.kept_positions(sample),
             "ctc": [labels for _ in keys],
         }
 
@@ -114,6 +123,12 @@ class SpeechDataset:
     def frames(self, sample: Sample) -> list[Tensor]:
         """Encoder frames of a sample's audio cuts, ``[t, d]`` each."""
         return [self.store[cut.key] for cut in sample.audio]
+
+    def kept_positions(self, sample: Sample) -> list[Tensor] | None:
+        """Which speech vectors of each of a sample's audio cuts reach the LLM; None for all."""
+        if self.kept is None:
+            return None
+        return [self._positions(sample, cut.key) for cut in sample.audio]
 
     def encode(self, sample: Sample, inference: bool = False) -> Mapping[str, Any]:
         """Tokens and labels of a sample, without its frames.
@@ -126,13 +141,23 @@ class SpeechDataset:
             ``tokens`` and ``labels``.
         """
         messages = self.templates.messages(sample, with_target=not inference)
-        lengths = [self.output_length(self._num_frames(sample, cut.key)) for cut in sample.audio]
+        count = self._num_vectors if self.kept is None else self._num_kept
+        lengths = [count(sample, cut.key) for cut in sample.audio]
         return self._interleave(
             {"messages": messages, "speech_lengths": lengths}, inference=inference
         )
 
     def _num_tokens(self, sample: Sample) -> int:
         return len(self.encode(sample, inference=not sample.target)["tokens"])
+
+    def _num_vectors(self, sample: Sample, key: str) -> int:
+        return self.output_length(self._num_frames(sample, key))
+
+    def _positions(self, sample: Sample, key: str) -> Tensor:
+        return self.kept.positions(key, self._num_vectors(sample, key))
+
+    def _num_kept(self, sample: Sample, key: str) -> int:
+        return len(self._positions(sample, key))
 
     def _num_frames(self, sample: Sample, key: str) -> int:
         if self.store is None:

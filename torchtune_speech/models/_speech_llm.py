@@ -67,6 +67,7 @@ class SpeechLLM(nn.Module):
         frames: Tensor | None = None,
         frame_lengths: Tensor | None = None,
         speech_index: Tensor | None = None,
+        keep_index: Tensor | None = None,
         mask: Tensor | BlockMask | Packing | None = None,
         input_pos: Tensor | None = None,
         select: Tensor | None = None,
@@ -87,6 +88,8 @@ class SpeechLLM(nn.Module):
                 takes part in the same collectives.
             frame_lengths: frames of each utterance, ``[u]``.
             speech_index: flat positions of the placeholders, ``[n]``.
+            keep_index: which of the projector's vectors, concatenated, go there, ``[n]``. None for
+                all. CTC sees all of them either way.
             mask: what :func:`block_causal_mask` gives, or a mask as torchtune's decoder takes it.
             input_pos: position of each token in its sample, ``[b, s]``.
             select: flat positions whose logits are wanted, ``[m]``; None for all.
@@ -114,7 +117,9 @@ class SpeechLLM(nn.Module):
         h = self.decoder.tok_embeddings(tokens)
         ctc_logits = None
         if frames is not None:
-            h, ctc_logits = self._add_speech(h, frames, frame_lengths, speech_index, return_ctc)
+            projected = self._project(frames, frame_lengths, return_ctc)
+            vectors, ctc_logits = projected if return_ctc else (projected, None)
+            h = self._add_speech(h, vectors, frame_lengths, speech_index, keep_index)
         if cache is None:
             *layers, last = self.decoder.layers
             for layer in layers:
@@ -134,16 +139,16 @@ class SpeechLLM(nn.Module):
     def _add_speech(
         self,
         h: Tensor,
-        frames: Tensor,
+        vectors: Tensor,
         frame_lengths: Tensor,
         speech_index: Tensor,
-        return_ctc: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        projected = self._project(frames, frame_lengths, return_ctc)
-        vectors, ctc_logits = projected if return_ctc else (projected, None)
-        if frame_lengths.numel() == 0:
-            return h + 0.0 * vectors.sum().to(h.dtype), ctc_logits
-        return splice_speech(h, vectors, speech_index), ctc_logits
+        keep_index: Tensor | None,
+    ) -> Tensor:
+        if frame_lengths.numel() == 0:  # only the dummy frame was projected
+            return h + 0.0 * vectors.sum().to(h.dtype)
+        if keep_index is not None:
+            vectors = vectors.index_select(0, keep_index)
+        return splice_speech(h, vectors, speech_index)
 
     def _decode(self, h: Tensor, cache: DecodingCache, select: Tensor | None) -> Tensor:
         """States of all tokens of a pass, or of the selected ones, one after the other."""

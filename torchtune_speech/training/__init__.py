@@ -12,8 +12,10 @@ from torchtune_speech.training._check import (
     check_embedding_loss,
     check_embedding_target,
     check_frame_width,
+    check_kept,
     check_projector,
     check_resume,
+    check_same_kept,
     check_settings,
     check_text_only,
 )
@@ -53,6 +55,7 @@ from torchtune_speech.training._evaluate_embeddings import (
     evaluate_embeddings,
     transcript_normalizer,
 )
+from torchtune_speech.training._keep import KeepReport, keep_non_pads
 from torchtune_speech.training._loader import build_plan, resolve_max_steps, step_loader
 from torchtune_speech.training._log import TrainingLog, flat_scores
 from torchtune_speech.training._memory import (
@@ -92,6 +95,7 @@ from torchtune_speech.training._run import (
     embedding_step_metrics,
     fingerprints,
     is_due,
+    kept_fingerprint,
     llm_fingerprint,
     resume_point,
     step_metrics,
@@ -104,6 +108,7 @@ __all__ = [
     "EmbeddingLoss",
     "EmbeddingStepLoss",
     "EmbeddingSums",
+    "KeepReport",
     "Process",
     "StepLoss",
     "StepMemory",
@@ -121,9 +126,11 @@ __all__ = [
     "check_embedding_loss",
     "check_embedding_target",
     "check_frame_width",
+    "check_kept",
     "check_learning_rates",
     "check_projector",
     "check_resume",
+    "check_same_kept",
     "check_settings",
     "check_space",
     "check_text_only",
@@ -150,6 +157,8 @@ __all__ = [
     "initial_lora",
     "is_due",
     "join_processes",
+    "keep_non_pads",
+    "kept_fingerprint",
     "learning_rate",
     "list_checkpoints",
     "llm_fingerprint",

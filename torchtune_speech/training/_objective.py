@@ -12,6 +12,8 @@ from torchtune_speech.models import SpeechLLM, block_causal_mask
 from torchtune_speech.modules import ctc_loss_sum, ctc_possible
 from torchtune_speech.training._process import Process
 
+_SPEECH = ("frames", "frame_lengths", "speech_index", "keep_index")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepLoss:
@@ -137,7 +139,8 @@ def ctc_forward_backward(
     Returns:
         The losses and counts of the step; its loss is the CTC loss.
     """
-    vectors = sum(b["speech_index"].numel() for b in batches)
+    # Of all vectors, kept for the LLM or not: CTC hears them all.
+    vectors = sum(int(model.projector.output_length(b["frame_lengths"]).sum()) for b in batches)
     sums = process.sum_tensor(*_counts(batches, model.projector.ctc_length), vectors)
     _, labels, *_, vectors = sums.clamp(min=1)
     totals = torch.zeros(2, dtype=torch.float64, device=process.device)
@@ -175,7 +178,7 @@ def batch_loss(
         Cross-entropy summed over the supervised tokens, and CTC loss summed over the utterances
         that can hold their labels (None when not asked for, or when the batch has no speech).
     """
-    speech = {k: batch[k] for k in ("frames", "frame_lengths", "speech_index")}
+    speech = {k: batch[k] for k in _SPEECH}
     with_ctc = with_ctc and batch["frames"] is not None
     select = batch["select"]
     output = model(
