@@ -93,6 +93,7 @@ class MultimodalFuseRecipe:
         training.check_projector(projector, self.dataset, needs_ctc=cfg.ctc_weight > 0)
         if self.eval_dataset is not None:
             training.check_projector(projector, self.eval_dataset, key="eval_dataset")
+            training.check_same_kept(self.dataset, self.eval_dataset)
         self.plan = training.build_plan(
             self.dataset,
             max_seq_len=cfg.max_seq_len,
@@ -112,6 +113,7 @@ class MultimodalFuseRecipe:
         projector_from = checkpoint or cfg.projector_checkpoint
         adapter_from = checkpoint or cfg.adapter_checkpoint
         training.check_checkpoint_fits(projector_from, self.fingerprints, store=True)
+        training.check_kept(projector_from, self.fingerprints["kept"])
         training.check_checkpoint_fits(adapter_from, self.fingerprints, store=False)
         self.model = training.build_speech_llm(
             cfg.model,

@@ -117,6 +117,7 @@ class ProjectorRecipe:
             )
         if self.eval_dataset is not None:
             training.check_projector(projector, self.eval_dataset, key="eval_dataset")
+            training.check_same_kept(self.dataset, self.eval_dataset)
         self.plan = training.build_plan(
             self.dataset,
             max_seq_len=cfg.max_seq_len,
@@ -132,6 +133,7 @@ class ProjectorRecipe:
             training.check_resume(checkpoint, cfg, self.fingerprints, self.max_steps)
         projector_from = checkpoint or cfg.projector_checkpoint
         training.check_checkpoint_fits(projector_from, self.fingerprints, store=True)
+        training.check_kept(projector_from, self.fingerprints["kept"])
         training.check_checkpoint_fits(cfg.adapter_checkpoint, self.fingerprints, store=False)
         self.model = training.build_speech_llm(
             cfg.model,

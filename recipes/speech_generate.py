@@ -113,7 +113,7 @@ class SpeechGenerateRecipe:
         )
         if cfg.speech_tokens_per_second is not None:
             speech_token_limit(1.0, cfg.speech_tokens_per_second)  # refuses what is no rate
-        found = {"llm": training.llm_fingerprint(cfg.llm_dir), "store": None}
+        found = {"llm": training.llm_fingerprint(cfg.llm_dir), "store": None, "kept": None}
         projector = config.instantiate(cfg.projector)
         tokenizer = config.instantiate(cfg.tokenizer)
         self.chat = chat_format(tokenizer)
@@ -123,6 +123,7 @@ class SpeechGenerateRecipe:
             found["store"] = self._read_audio(projector)
         else:
             found["store"] = self._read_dataset(projector, tokenizer)
+            found["kept"] = training.kept_fingerprint(self.dataset)
         projector_from = None if projector is None else cfg.projector_checkpoint or cfg.checkpoint
         adapter_from = cfg.adapter_checkpoint or cfg.checkpoint
         if found["store"] is not None and projector is not None and not projector_from:
@@ -135,6 +136,8 @@ class SpeechGenerateRecipe:
             "adapter": _files(adapter_from),
         }
         if projector_from:
+            if found["store"] is not None:  # there is speech
+                self._check_kept(projector_from, found["kept"])
             training.check_checkpoint_fits(projector_from, found, store=True)
         if adapter_from:
             training.check_checkpoint_fits(adapter_from, found, store=False)
@@ -149,6 +152,17 @@ class SpeechGenerateRecipe:
             quantize=cfg.quantize,
             shard=cfg.shard_llm,
         )
+
+    def _check_kept(self, projector_from: str, kept: dict[str, Any] | None) -> None:
+        """Refuse pads where the projector was trained without; an audio file has them."""
+        stage = training.read_stage(projector_from)
+        if self.cfg.audio is not None and stage["fingerprints"].get("kept"):
+            raise InputError(
+                f"audio: {projector_from} was trained with pads dropped, for which a feature store "
+                "is needed; run extract_features and `torchtune-speech keep` on the file, and give "
+                "them as dataset.features and dataset.kept"
+            )
+        training.check_kept(projector_from, kept)
 
     def _read_audio(self, projector: nn.Module | None) -> dict[str, Any]:
         """Read the one audio file; returns the fingerprint that its frames will have."""

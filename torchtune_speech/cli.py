@@ -39,6 +39,8 @@ examples:
   torchtune-speech compare old.jsonl new.jsonl           is the new system better, or is it chance?
   torchtune-speech export --llm LLM --adapter runs/nano/C --out merged
                                                          an LLM with its LoRA merged in
+  torchtune-speech keep --checkpoint runs/nano/mapper --features F --output kept.parquet
+                                                         which speech vectors are no pads?
   torchtune-speech agreement scored.jsonl --label human  which metric agrees with people?
   torchtune-speech study fusion_steps                    a question, several variants and seeds
 
@@ -150,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_agreement(commands)
     _add_export(commands)
+    _add_keep(commands)
     _add_study(commands)
     return parser
 
@@ -271,6 +274,36 @@ def _add_export(commands: _Commands) -> None:
     )
     command.add_argument("--out", type=Path, required=True, help="the folder to write")
     command.set_defaults(run=_export)
+
+
+def _add_keep(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "keep",
+        help="which speech vectors are no pads, so that the LLM reads those alone",
+        description="""\
+Runs the projector of a `speechmapper` run over a feature store and writes down which speech vectors
+of each utterance are no pads: those whose nearest token is another than the pad. With
+`dataset.kept=OUT` the later recipes give the LLM these alone. Prints what is saved.""",
+        epilog="""\
+example: stage C on what stage 1 keeps
+  torchtune-speech keep --checkpoint runs/mapper --features runs/features --output runs/kept.parquet
+  tune run multimodal_fuse --config my/fuse projector_checkpoint=runs/mapper \\
+      dataset.kept=runs/kept.parquet eval_dataset.kept=runs/kept.parquet""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="output_dir of a speechmapper run, or one of its step_N folders",
+    )
+    command.add_argument("--llm", type=Path, help="folder of the LLM; the run's if not given")
+    command.add_argument("--features", type=Path, required=True, help="the feature store")
+    command.add_argument(
+        "--output", type=Path, required=True, help="the file to write, such as kept.parquet"
+    )
+    command.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    command.set_defaults(run=_keep)
 
 
 def _add_agreement(commands: _Commands) -> None:
@@ -499,6 +532,25 @@ def _export(options: argparse.Namespace) -> None:
     training.check_checkpoint_fits(adapter, found, store=False)
     export_merged(options.llm, adapter, options.out)
     print(f"wrote {options.llm} with the LoRA of {adapter} to {options.out}")
+
+
+def _keep(options: argparse.Namespace) -> None:
+    from torchtune_speech.training import keep_non_pads
+
+    report = keep_non_pads(
+        options.checkpoint,
+        features=options.features,
+        output=options.output,
+        llm_dir=options.llm,
+        device=options.device,
+    )
+    share = report.kept / max(report.vectors, 1)
+    print(
+        f"{options.output}: {report.utterances:,} utterances; the LLM reads {report.kept:,} of "
+        f"{report.vectors:,} speech vectors ({share:.1%})"
+    )
+    if report.only_pads:
+        print(f"{report.only_pads:,} utterances are pads alone; one vector of each is kept")
 
 
 def _agreement(options: argparse.Namespace) -> None:

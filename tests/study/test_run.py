@@ -138,6 +138,8 @@ def hanging_study(write_study, tree, launcher, tmp_path):
     """A study in a process of its own whose step C waits after its first checkpoint."""
     os.mkfifo("hanging")
     program = (
+        # Whoever runs the tests in the background has it ignored, and children inherit that.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path; from torchtune_speech.study import load_study, run_study\n"
         f"run_study(load_study({write_study(tree)!r}), Path('out'), launcher={launcher!r})"
     )
@@ -153,7 +155,7 @@ def hanging_study(write_study, tree, launcher, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_study_lets_its_step_save_and_goes_on(hanging_study, run, calls, number):
     hanging_study.send_signal(number)
-    hanging_study.wait()
+    hanging_study.wait(timeout=60)
     assert hanging_study.returncode == {signal.SIGTERM: 143, signal.SIGINT: -signal.SIGINT}[number]
     checkpoints = sorted(p.name for p in Path("out/10/seed_0/C").glob("step_*"))
     assert checkpoints == ["step_1", "step_2"]

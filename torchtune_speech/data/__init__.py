@@ -10,6 +10,7 @@ from torchtune_speech.data._interleave import (
     InterleaveSpeech,
     next_token_labels,
 )
+from torchtune_speech.data._kept import KeptPositions, keep_index, write_kept
 from torchtune_speech.data._llama3_chat import Llama3ChatFormat
 from torchtune_speech.data._manifest import (
     BadRow,
@@ -59,6 +60,7 @@ __all__ = [
     "IGNORE_INDEX",
     "InterleaveSpeech",
     "JOINED_TASKS",
+    "KeptPositions",
     "Llama3ChatFormat",
     "McifOutput",
     "Plan",
@@ -80,6 +82,7 @@ __all__ = [
     "ctc_labels",
     "data_fingerprint",
     "fill",
+    "keep_index",
     "load_manifest",
     "manifest_from_folder",
     "mcif_question",
@@ -99,6 +102,7 @@ __all__ = [
     "segment_manifest",
     "segment_samples",
     "text_twin",
+    "write_kept",
     "write_manifest",
     "write_mcif_output",
 ]

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from torchtune_speech.data._dataset import SpeechDataset
 from torchtune_speech.data._interleave import IGNORE_INDEX
+from torchtune_speech.data._kept import keep_index
 from torchtune_speech.data._plan import Step
 from torchtune_speech.errors import InputError
 from torchtune_speech.modules import spec_augment
@@ -25,9 +26,10 @@ class Batch(TypedDict):
     counts the samples of a row from 1, 0 is padding. ``frames`` ``[t, d]`` holds all utterances one
     after the other, in the dtype of the store; ``frame_lengths`` ``[u]`` their lengths,
     ``speech_index`` ``[n]`` the flat positions of the placeholders in the same order; the three are
-    None in a step without speech. ``ctc_targets`` and ``ctc_target_lengths`` ``[u]`` are the labels
-    of the utterances. ``target_tokens`` ``[n]`` says whose embedding each speech vector is to be;
-    None where that is not wanted, and in a step without speech.
+    None in a step without speech. ``keep_index`` ``[n]`` says which of the projector's vectors,
+    concatenated, go there; None for all. ``ctc_targets`` and ``ctc_target_lengths`` ``[u]`` are the
+    labels of the utterances. ``target_tokens`` says for each of the projector's vectors, kept or
+    not, whose embedding it is to be; None where that is not wanted, and in a step without speech.
     """
 
     tokens: Tensor
@@ -38,6 +40,7 @@ class Batch(TypedDict):
     frames: Tensor | None
     frame_lengths: Tensor | None
     speech_index: Tensor | None
+    keep_index: Tensor | None
     ctc_targets: Tensor | None
     ctc_target_lengths: Tensor | None
     target_tokens: Tensor | None
@@ -95,6 +98,7 @@ def collate_rows(
         frames=None,
         frame_lengths=None,
         speech_index=None,
+        keep_index=None,
         ctc_targets=None,
         ctc_target_lengths=None,
         target_tokens=None,
@@ -115,7 +119,7 @@ def _speech_tensors(
     tokens: np.ndarray,
     placeholder_id: int,
     frame_dim: int | None,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | None]:
     frames = [f for item in items for f in item["frames"]]
     targets = [t for item in items for t in item["ctc"]]
     return {
@@ -123,11 +127,23 @@ def _speech_tensors(
         "frames": torch.cat(frames) if frames else torch.zeros(0, frame_dim),
         "frame_lengths": torch.tensor([len(f) for f in frames], dtype=torch.long),
         "speech_index": torch.from_numpy(np.flatnonzero(tokens == placeholder_id)),
+        "keep_index": _keep_index(items),
         "ctc_targets": torch.tensor(
             [label for target in targets for label in target], dtype=torch.long
         ),
         "ctc_target_lengths": torch.tensor([len(t) for t in targets], dtype=torch.long),
     }
+
+
+def _keep_index(items: Sequence[Mapping[str, Any]]) -> Tensor | None:
+    """Vectors that are kept among those of all items; None where all are."""
+    speech = [item for item in items if item["frames"]]
+    if not speech or speech[0].get("kept") is None:  # a data set keeps all, or some of each
+        return None
+    return keep_index(
+        [positions for item in speech for positions in item["kept"]],
+        [count for item in speech for count in item["vectors"]],
+    )
 
 
 class StepBatches(Dataset):

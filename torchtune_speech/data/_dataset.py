@@ -11,6 +11,7 @@ from tqdm import tqdm
 from torchtune_speech.data._chat import ChatFormat
 from torchtune_speech.data._ctc_labels import CTCLabels
 from torchtune_speech.data._interleave import InterleaveSpeech
+from torchtune_speech.data._kept import KeptPositions
 from torchtune_speech.data._prompts import PromptTemplates
 from torchtune_speech.data._sample import Sample, text_twin
 from torchtune_speech.data._targets import TranscriptTargets, refuse_dense
@@ -30,6 +31,7 @@ class SpeechDataset:
         store: encoder frames of the audio; None when no sample has any.
         output_length: frames of an utterance to its number of speech vectors
             (``projector.output_length``, the only source of that number).
+        kept: which of these vectors reach the LLM; None for all.
         max_seq_len: longest allowed sample, in tokens.
         on_too_long: ``fail`` or ``skip`` samples above that, and with ``targets`` those whose
             transcript has more tokens than speech vectors; they are never cut.
@@ -50,15 +52,19 @@ class SpeechDataset:
         templates: PromptTemplates,
         store: FeatureStore | None = None,
         output_length: Callable[[int], int] = int,
+        kept: KeptPositions | None = None,
         max_seq_len: int,
         on_too_long: str = "fail",
         ctc: CTCLabels | None = None,
         targets: TranscriptTargets | None = None,
     ) -> None:
         self.chat, self.templates, self.store = chat, templates, store
-        self.output_length, self.ctc, self.targets = output_length, ctc, targets
+        self.output_length, self.kept = output_length, kept
+        self.ctc, self.targets = ctc, targets
         self.max_seq_len, self.on_too_long = max_seq_len, on_too_long
         self._interleave = InterleaveSpeech(chat)
+        if kept is not None and store is not None:
+            kept.check_store(store)
         self.samples, self.lengths = _fitting(samples, self._num_tokens, max_seq_len, on_too_long)
         if targets is not None:
             self._drop_dense(targets)
@@ -93,9 +99,11 @@ class SpeechDataset:
 
         Returns:
             ``id``, ``tokens``, ``labels``, ``frames`` (a tensor ``[t, d]`` for each audio cut),
-            ``keys`` (of the cuts in the store), ``ctc`` (labels of each cut; empty lists where
-            the transcript of a single cut is not known) and ``target_tokens`` (an array ``[n]``
-            for each cut, a token for each speech vector; None without ``targets``).
+            ``keys`` (of the cuts in the store), ``vectors`` (what the projector makes of each cut),
+            ``kept`` (positions among these that reach the LLM, for each cut; None for all),
+            ``ctc`` (labels of each cut; empty lists where the transcript of a single cut is not
+            known) and ``target_tokens`` (an array for each cut, a token for each of its vectors,
+            kept or not; None without ``targets``).
         """
         sample = self.samples[index]
         if twin:
@@ -113,6 +121,8 @@ class SpeechDataset:
             "labels": encoded["labels"],
             "keys": keys,
             "frames": [self.store[key] for key in keys],
+            "vectors": [self._num_vectors(sample, key) for key in keys],
+            "kept": self.kept_positions(sample),
             "ctc": [labels for _ in keys],
             "target_tokens": self._target_tokens(sample),
         }
@@ -125,6 +135,12 @@ class SpeechDataset:
         """Encoder frames of a sample's audio cuts, ``[t, d]`` each."""
         return [self.store[cut.key] for cut in sample.audio]
 
+    def kept_positions(self, sample: Sample) -> list[Tensor] | None:
+        """Which speech vectors of each of a sample's audio cuts reach the LLM; None for all."""
+        if self.kept is None:
+            return None
+        return [self._positions(sample, cut.key) for cut in sample.audio]
+
     def encode(self, sample: Sample, inference: bool = False) -> Mapping[str, Any]:
         """Tokens and labels of a sample, without its frames.
 
@@ -136,7 +152,8 @@ class SpeechDataset:
             ``tokens`` and ``labels``.
         """
         messages = self.templates.messages(sample, with_target=not inference)
-        lengths = [self.output_length(self._num_frames(sample, cut.key)) for cut in sample.audio]
+        count = self._num_vectors if self.kept is None else self._num_kept
+        lengths = [count(sample, cut.key) for cut in sample.audio]
         return self._interleave(
             {"messages": messages, "speech_lengths": lengths}, inference=inference
         )
@@ -146,26 +163,32 @@ class SpeechDataset:
             return None
         if not sample.is_speech:
             return []
-        return [self.targets.fill(self.targets.tokens(sample), self._num_vectors(sample))]
+        vectors = self._num_vectors(sample, sample.audio[0].key)
+        return [self.targets.fill(self.targets.tokens(sample), vectors)]
 
     def _drop_dense(self, targets: TranscriptTargets) -> None:
         """Leave out samples that have more tokens to learn than speech vectors."""
         speech = [i for i, s in enumerate(self.samples) if s.is_speech]
         samples = [self.samples[i] for i in speech]
         tokens = np.array([len(targets.tokens(s)) for s in samples], dtype=np.int64)
-        vectors = np.array([self._num_vectors(s) for s in samples], dtype=np.int64)
+        vectors = np.array([self._num_vectors(s, s.audio[0].key) for s in samples], dtype=np.int64)
         dense = refuse_dense(samples, tokens, vectors, self.on_too_long)
         kept = np.setdiff1d(np.arange(len(self)), np.array(speech, dtype=np.int64)[dense])
         if not len(kept):
             raise InputError("dataset: no sample that fits is left; give it samples")
         self.samples, self.lengths = [self.samples[i] for i in kept], self.lengths[kept]
 
-    def _num_vectors(self, sample: Sample) -> int:
-        """Speech vectors of a sample with one audio."""
-        return self.output_length(self._num_frames(sample, sample.audio[0].key))
-
     def _num_tokens(self, sample: Sample) -> int:
         return len(self.encode(sample, inference=not sample.target)["tokens"])
+
+    def _num_vectors(self, sample: Sample, key: str) -> int:
+        return self.output_length(self._num_frames(sample, key))
+
+    def _positions(self, sample: Sample, key: str) -> Tensor:
+        return self.kept.positions(key, self._num_vectors(sample, key))
+
+    def _num_kept(self, sample: Sample, key: str) -> int:
+        return len(self._positions(sample, key))
 
     def _num_frames(self, sample: Sample, key: str) -> int:
         if self.store is None:

@@ -8,6 +8,7 @@ from torchtune.models.llama3 import Llama3Tokenizer
 
 from torchtune_speech.data import (
     ChatFormat,
+    KeptPositions,
     PromptTemplates,
     Sample,
     SpeechDataset,
@@ -35,6 +36,7 @@ def speech_dataset(
     where: Mapping[str, Any] | None = None,
     speeds: Sequence[float] = (1.0,),
     output_length: Callable[[int], int] = int,
+    kept: str | None = None,
     ctc: str | None = None,
     pad_token: str | int | None = None,
     normalize: Callable[[str, str], str] = lambda text, lang: text,
@@ -56,6 +58,8 @@ def speech_dataset(
         where: keep rows whose columns have these values, e.g. ``{"split": "train"}``.
         speeds: copies of each speech sample at these speeds; the store must hold them.
         output_length: frames to speech vectors, ``projector.output_length``.
+        kept: file of ``torchtune-speech keep``: the LLM reads the speech vectors that it names,
+            those that are no pads. Default None: it reads all.
         ctc: label set of the auxiliary CTC loss: ``characters``, ``tokens`` or None.
         pad_token: id, name or text of the token that fills up a transcript: each speech vector
             then has a token whose embedding it is to be (:class:`TranscriptTargets`). None for no
@@ -93,6 +97,7 @@ def speech_dataset(
         templates=PromptTemplates.from_yaml(templates),
         store=FeatureStore(features, frame_average) if features else None,
         output_length=output_length,
+        kept=KeptPositions(kept) if kept else None,
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,
         ctc=ctc_labels(ctc, chat),

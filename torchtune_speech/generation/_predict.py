@@ -109,7 +109,13 @@ def _limit(dataset: SpeechDataset, sample: Sample, tokens_per_second: float | No
 
 def _prompt(dataset: SpeechDataset, sample: Sample, limit: int | None) -> Prompt:
     seed = zlib.crc32(f"{sample.id}/{sample.task}".encode())
-    return Prompt(dataset.prompt(sample), dataset.frames(sample), limit, seed)
+    return Prompt(
+        dataset.prompt(sample),
+        dataset.frames(sample),
+        max_new_tokens=limit,
+        seed=seed,
+        kept=dataset.kept_positions(sample),
+    )
 
 
 def prediction_row(

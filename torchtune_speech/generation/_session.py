@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from torchtune_speech.data import keep_index
 from torchtune_speech.errors import InputError
 from torchtune_speech.generation._settings import Prompt
 from torchtune_speech.models import DecodingCache, SpeechLLM
@@ -75,10 +76,24 @@ class DecodingSession:
                 "frames": torch.cat(frames).float().to(self._device),
                 "frame_lengths": torch.tensor([len(f) for f in frames]),
                 "speech_index": placeholders,
+                "keep_index": self._keep_index([p for p in prompts if p.frames]),
             }
         ends = torch.tensor(self.cache.lengths, device=self._device).cumsum(0) - 1
         logits = self._model(tokens[None], cache=self.cache, select=ends, **speech)
         return self._allowed(logits)
+
+    def _keep_index(self, prompts: Sequence[Prompt]) -> Tensor | None:
+        """Vectors of the prompts with speech that stand at placeholders; None for all."""
+        if all(p.kept is None for p in prompts):
+            return None
+        count = self._model.projector.output_length
+        vectors = [[count(len(f)) for f in p.frames] for p in prompts]
+        kept = [
+            torch.arange(n) if p.kept is None else p.kept[i]
+            for p, counts in zip(prompts, vectors, strict=True)
+            for i, n in enumerate(counts)
+        ]
+        return keep_index(kept, [n for counts in vectors for n in counts]).to(self._device)
 
     def next(self, tokens: Sequence[int]) -> Tensor:
         """Read one more token of each row.

@@ -20,12 +20,14 @@ class Prompt:
         frames: encoder frames of each utterance in it, ``[t, d]``.
         max_new_tokens: longest answer to this prompt, if shorter than that of the settings.
         seed: of this answer's random numbers, beside the seed of the settings.
+        kept: which speech vectors of each utterance stand at the placeholders; None for all.
     """
 
     tokens: Sequence[int]
     frames: Sequence[Tensor] = ()
     max_new_tokens: int | None = None
     seed: int = 0
+    kept: Sequence[Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

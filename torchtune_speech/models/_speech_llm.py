@@ -72,6 +72,7 @@ class SpeechLLM(nn.Module):
         frames: Tensor | None = None,
         frame_lengths: Tensor | None = None,
         speech_index: Tensor | None = None,
+        keep_index: Tensor | None = None,
         mask: Tensor | BlockMask | Packing | None = None,
         input_pos: Tensor | None = None,
         select: Tensor | None = None,
@@ -93,14 +94,17 @@ class SpeechLLM(nn.Module):
                 takes part in the same collectives.
             frame_lengths: frames of each utterance, ``[u]``.
             speech_index: flat positions of the placeholders, ``[n]``.
+            keep_index: which of the projector's vectors, concatenated, go there, ``[n]``. None for
+                all. CTC sees all of them either way.
             mask: what :func:`block_causal_mask` gives, or a mask as torchtune's decoder takes it.
             input_pos: position of each token in its sample, ``[b, s]``.
             select: flat positions whose logits are wanted, ``[m]``; None for all.
             labels: token to predict at each of the selected positions, ``[m]``: return the summed
                 cross-entropy instead of logits, without holding these
                 (:func:`linear_cross_entropy_sum`).
-            target_tokens: token whose embedding each speech vector is to be, ``[n]``: also return
-                the summed squared error between the two (:func:`squared_error_sum`).
+            target_tokens: token whose embedding each of the projector's vectors is to be, kept or
+                not: also return the summed squared error between the two
+                (:func:`squared_error_sum`).
             return_ctc: also return the projector's CTC logits, ``[n, labels]``.
             only_ctc: run the projector alone, without the decoder.
             with_distance: with ``only_ctc``, also return the summed distance of the speech vectors
@@ -124,7 +128,7 @@ class SpeechLLM(nn.Module):
         vectors = ctc_logits = None
         if frames is not None:
             vectors, ctc_logits = self._project(frames, frame_lengths, return_ctc)
-            h = self._add_speech(h, vectors, frame_lengths, speech_index)
+            h = self._add_speech(h, vectors, frame_lengths, speech_index, keep_index)
         if cache is None:
             *layers, last = self.decoder.layers
             for layer in layers:
@@ -144,10 +148,17 @@ class SpeechLLM(nn.Module):
         return (result, ctc_logits) if return_ctc else result
 
     def _add_speech(
-        self, h: Tensor, vectors: Tensor, frame_lengths: Tensor, speech_index: Tensor
+        self,
+        h: Tensor,
+        vectors: Tensor,
+        frame_lengths: Tensor,
+        speech_index: Tensor,
+        keep_index: Tensor | None,
     ) -> Tensor:
-        if frame_lengths.numel() == 0:
+        if frame_lengths.numel() == 0:  # only the dummy frame was projected
             return h + 0.0 * vectors.sum().to(h.dtype)
+        if keep_index is not None:
+            vectors = vectors.index_select(0, keep_index)
         return splice_speech(h, vectors, speech_index)
 
     def _target_error(

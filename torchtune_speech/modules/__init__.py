@@ -35,6 +35,7 @@ from torchtune_speech.modules._packing import (
     stack_packed,
     stacked_length,
 )
+from torchtune_speech.modules._pads import non_pads
 from torchtune_speech.modules._spec_augment import spec_augment
 from torchtune_speech.modules._swiglu import swiglu
 
@@ -59,6 +60,7 @@ __all__ = [
     "linear_cross_entropy_sum",
     "lora_linear",
     "nearest_tokens",
+    "non_pads",
     "packed_attention",
     "packed_conv1d",
     "pad_packed",

@@ -12,9 +12,11 @@ from torchtune_speech.training._check import (
     check_embedding_loss,
     check_embedding_target,
     check_frame_width,
+    check_kept,
     check_pad_token,
     check_projector,
     check_resume,
+    check_same_kept,
     check_settings,
     check_text_only,
     target_settings,
@@ -55,6 +57,7 @@ from torchtune_speech.training._evaluate_embeddings import (
     evaluate_embeddings,
     transcript_normalizer,
 )
+from torchtune_speech.training._keep import KeepReport, keep_non_pads
 from torchtune_speech.training._loader import build_plan, resolve_max_steps, step_loader
 from torchtune_speech.training._log import TrainingLog, flat_scores
 from torchtune_speech.training._memory import (
@@ -94,6 +97,7 @@ from torchtune_speech.training._run import (
     embedding_step_metrics,
     fingerprints,
     is_due,
+    kept_fingerprint,
     llm_fingerprint,
     resume_point,
     step_metrics,
@@ -106,6 +110,7 @@ __all__ = [
     "EmbeddingLoss",
     "EmbeddingStepLoss",
     "EmbeddingSums",
+    "KeepReport",
     "Process",
     "StepLoss",
     "StepMemory",
@@ -123,10 +128,12 @@ __all__ = [
     "check_embedding_loss",
     "check_embedding_target",
     "check_frame_width",
+    "check_kept",
     "check_learning_rates",
     "check_pad_token",
     "check_projector",
     "check_resume",
+    "check_same_kept",
     "check_settings",
     "check_space",
     "check_text_only",
@@ -153,6 +160,8 @@ __all__ = [
     "initial_lora",
     "is_due",
     "join_processes",
+    "keep_non_pads",
+    "kept_fingerprint",
     "learning_rate",
     "list_checkpoints",
     "llm_fingerprint",

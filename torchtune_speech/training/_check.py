@@ -331,6 +331,50 @@ def check_checkpoint_fits(
         )
 
 
+def check_kept(
+    path: str | Path | None, kept: Mapping[str, Any] | None, *, key: str = "dataset.kept"
+) -> None:
+    """Refuse other speech vectors than those that a projector was trained to give the LLM.
+
+    A projector that was trained without dropping pads, one of stage 1 say, may drop them.
+
+    Args:
+        path: the projector's checkpoint; None is nothing to refuse.
+        kept: this run's, see :func:`kept_fingerprint`; None for all vectors.
+        key: config key that names the file.
+
+    Raises:
+        InputError: saying what to set.
+    """
+    if path is None or is_peft_folder(path):
+        return
+    expected = read_stage(path)["fingerprints"].get("kept")
+    if expected is not None and expected != kept:
+        now = "all speech vectors" if kept is None else "what another projector keeps"
+        raise InputError(
+            f"{key}: {path} was trained with pads dropped, and this run gives the LLM {now}; set "
+            f"it to what `torchtune-speech keep` writes with the same stage-1 run"
+        )
+
+
+def check_same_kept(dataset: SpeechDataset, eval_dataset: SpeechDataset) -> None:
+    """Refuse dev data whose pads are dropped in another way than those of the training data.
+
+    Args:
+        dataset: training data.
+        eval_dataset: dev data.
+
+    Raises:
+        InputError: saying what to set.
+    """
+    ours, theirs = (d.kept and d.kept.fingerprint for d in (dataset, eval_dataset))
+    if ours != theirs:
+        raise InputError(
+            "eval_dataset.kept: drops pads in another way than dataset.kept; set both to files of "
+            "`torchtune-speech keep` with the same stage-1 run, or both to null"
+        )
+
+
 def check_resume(
     path: str | Path, cfg: DictConfig, found: Mapping[str, Any], max_steps: int
 ) -> None:
@@ -348,6 +392,11 @@ def check_resume(
         InputError: naming what differs.
     """
     check_checkpoint_fits(path, found, store=True)
+    if read_stage(path)["fingerprints"].get("kept") != found.get("kept"):
+        raise InputError(
+            f"{path}: resume=true, but dataset.kept was another file or null; go on with what the "
+            "run began with, or start a new one in another output_dir"
+        )
     stage, now = read_stage(path), OmegaConf.to_container(cfg, resolve=True)
     then = stage["config"]
     cure = "go on with what the run began with, or start a new one in another output_dir"

@@ -197,7 +197,7 @@ def missing_files(cfg: DictConfig) -> list[str]:
     """
     manifest = cfg.dataset.get("manifest") or []
     paths = [manifest] if isinstance(manifest, str) else list(manifest)
-    paths += [cfg.dataset.get("features"), cfg.tokenizer.get("path")]
+    paths += [cfg.dataset.get("features"), cfg.dataset.get("kept"), cfg.tokenizer.get("path")]
     return [str(p) for p in paths if p and not Path(p).exists()]
 
 

@@ -162,6 +162,7 @@ def planned_batch(cfg: DictConfig, projector: nn.Module | None, world_size: int 
         frames=None,
         frame_lengths=None,
         speech_index=None,
+        keep_index=None,
         ctc_targets=None,
         ctc_target_lengths=None,
         target_tokens=None,

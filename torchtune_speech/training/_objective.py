@@ -12,6 +12,8 @@ from torchtune_speech.models import SpeechLLM, block_causal_mask
 from torchtune_speech.modules import ctc_loss_sum, ctc_possible
 from torchtune_speech.training._process import Process
 
+_SPEECH = ("frames", "frame_lengths", "speech_index", "keep_index")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepLoss:
@@ -173,7 +175,8 @@ def ctc_forward_backward(
     Returns:
         The losses and counts of the step; its loss is the CTC loss.
     """
-    vectors = sum(b["speech_index"].numel() for b in batches)
+    # Of all vectors, kept for the LLM or not: CTC hears them all.
+    vectors = sum(int(model.projector.output_length(b["frame_lengths"]).sum()) for b in batches)
     sums = process.sum_tensor(*_counts(batches, model.projector.ctc_length), vectors)
     _, labels, *_, vectors = sums.clamp(min=1)
     totals = torch.zeros(3, dtype=torch.float64, device=process.device)
@@ -216,7 +219,7 @@ def batch_loss(
     Raises:
         ValueError: if the squared error is asked for, and a batch with speech has no targets.
     """
-    speech = {k: batch[k] for k in ("frames", "frame_lengths", "speech_index")}
+    speech = {k: batch[k] for k in _SPEECH}
     has_speech = batch["frames"] is not None
     with_ctc, with_error = with_ctc and has_speech, with_error and has_speech
     if with_error:

@@ -304,15 +304,29 @@ def fingerprints(
 
     Returns:
         Fingerprints of the data, of the lengths it is packed by, of the feature store (None
-        without) and of the LLM.
+        without), of what decided which speech vectors are kept (None for all) and of the LLM.
     """
     lengths = (np.asarray(n, dtype="<i8") for n in (dataset.lengths, plan.twin_lengths))
     return {
         "data": data_fingerprint(dataset.samples),
         "lengths": hashlib.sha256(b"".join(n.tobytes() for n in lengths)).hexdigest(),
         "store": dict(dataset.store.fingerprint) if dataset.store is not None else None,
+        "kept": kept_fingerprint(dataset),
         "llm": (table_fingerprint if table_only else llm_fingerprint)(llm_dir),
     }
+
+
+def kept_fingerprint(dataset: SpeechDataset | TranscriptDataset) -> dict[str, Any] | None:
+    """What decided which speech vectors a data set keeps.
+
+    Args:
+        dataset: the data.
+
+    Returns:
+        See :class:`KeptPositions`; None where all are kept.
+    """
+    kept = getattr(dataset, "kept", None)
+    return None if kept is None else dict(kept.fingerprint)
 
 
 def table_fingerprint(llm_dir: str | Path) -> dict[str, str]:

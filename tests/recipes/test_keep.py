@@ -1,0 +1,205 @@
+"""Dropping pads in the tiny world: the command, stage C and generation on what it keeps."""
+
+import shutil
+import sys
+
+import pytest
+import soundfile
+import torch
+import yaml
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from tiny_world import FRAME_DIM, make_data, make_llm, write_config
+
+from torchtune_speech import config
+from torchtune_speech.cli import main
+from torchtune_speech.data import KeptPositions
+from torchtune_speech.features import FeatureStore, FeatureWriter, finalize_store
+from torchtune_speech.files import read_json, read_jsonl
+from torchtune_speech.models import load_embedding_table
+from torchtune_speech.modules import nearest_tokens
+
+
+@pytest.fixture(scope="module")
+def run(recipe_module):
+    """A function that runs a recipe in this process; gives its exit code."""
+
+    def run(name, *words):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [name, *map(str, words)])
+            try:
+                recipe_module(name).recipe_main()
+            except SystemExit as exit_:
+                return exit_.code or 0
+        return 0
+
+    return run
+
+
+def keep(world, *words):
+    """Exit code of `torchtune-speech keep`; words come after the usual ones, and win."""
+    usual = ["--checkpoint", world / "M", "--features", world / "data" / "features"]
+    try:
+        return main(["keep", *map(str, usual), "--output", str(world / "kept.parquet"), *words])
+    except SystemExit as exit_:
+        return exit_.code
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory, run):
+    """Stage 1, until it finds words and pads, and the file of what it keeps."""
+    folder = tmp_path_factory.mktemp("world")
+    make_llm(folder / "llm")
+    make_data(folder / "data")
+    file = write_config(folder, "speechmapper", output_dir=str(folder / "M"), eval_dataset=None)
+    cfg = yaml.safe_load(file.read_text())
+    cfg["dataset"] |= {"on_too_long": "skip", "ctc": None}
+    cfg["loss"]["ctc"] = 0.0
+    cfg["projector"] |= {"embed_dim": 32}
+    file.write_text(yaml.safe_dump(cfg))
+    words = ["max_steps=250", "learning_rate.projector.lr=1e-2", "pad_weight=1"]
+    words += ["learning_rate.projector.warmup_steps=10"]
+    assert run("speechmapper", "--config", file, *words) == 0
+    assert keep(folder) == 0
+    return folder
+
+
+def later_config(world, recipe, **changes):
+    """Config of a later recipe with the projector of stage 1, on what is kept."""
+    file = write_config(world, recipe, **changes)
+    cfg = yaml.safe_load(file.read_text())
+    cfg["projector"]["embed_dim"] = 32
+    for name in ("dataset", "eval_dataset"):
+        if cfg.get(name):
+            cfg[name]["kept"] = str(world / "kept.parquet")
+    file.write_text(yaml.safe_dump(cfg))
+    return file
+
+
+def test_the_command_keeps_what_a_plain_loop_keeps(mapped, capsys):
+    capsys.readouterr()
+    assert keep(mapped) == 0
+    told = capsys.readouterr().out
+    stage = read_json(mapped / "M" / "step_250" / "stage.json")
+    projector = config.instantiate(OmegaConf.create(stage["config"]["projector"])).eval()
+    projector.load_state_dict(load_file(mapped / "M" / "step_250" / "projector.safetensors"))
+    table = load_embedding_table(mapped / "llm")
+    kept = KeptPositions(mapped / "kept.parquet")
+    store = FeatureStore(mapped / "data" / "features")
+    pad, total = kept.fingerprint["pad_token"], 0
+    for key in store:
+        with torch.no_grad():
+            vectors = projector(store[key].float(), torch.tensor([store.num_frames(key)]))
+        nearest = nearest_tokens(vectors, table)
+        positions = (nearest != pad).nonzero()[:, 0]
+        if not len(positions):
+            likeness = torch.cosine_similarity(vectors, table[[pad]], dim=-1)
+            positions = likeness.argmin()[None]
+        assert kept.positions(key, len(vectors)).tolist() == positions.tolist(), key
+        total += len(positions)
+    frames = sum(map(store.num_frames, store))
+    assert 0 < total < 0.8 * frames
+    assert f"8 utterances; the LLM reads {total} of {frames} speech vectors" in told
+
+
+@pytest.fixture(scope="module")
+def fused(mapped, run):
+    """Two steps of stage C on what is kept."""
+    words = {"projector_checkpoint": str(mapped / "M"), "adapter_checkpoint": None}
+    words |= {"output_dir": str(mapped / "C"), "max_steps": 2, "ctc_weight": 0.0}
+    assert run("multimodal_fuse", "--config", later_config(mapped, "multimodal_fuse", **words)) == 0
+    return mapped
+
+
+def generate(world, run, name, *words, **changes):
+    """Predictions of the model of stage C."""
+    output = world / f"{name}.jsonl"
+    changes |= {"checkpoint": str(world / "C"), "output": str(output)}
+    changes |= {"projector_checkpoint": None, "adapter_checkpoint": None}
+    file = later_config(world, "speech_generate", **changes)
+    assert run("speech_generate", "--config", file, *words) == 0
+    return read_jsonl(output)
+
+
+def test_stage_c_reads_fewer_tokens(fused, run):
+    stage = read_json(fused / "C" / "step_2" / "stage.json")
+    kept = KeptPositions(fused / "kept.parquet")
+    assert stage["fingerprints"]["kept"] == kept.fingerprint
+    words = ["--config", fused / "multimodal_fuse.yaml", "dataset.kept=null"]
+    words += ["eval_dataset.kept=null", f"output_dir={fused / 'all'}"]
+    assert run("multimodal_fuse", *words) == 0
+    few, many = (read_jsonl(fused / name / "metrics.jsonl") for name in ("C", "all"))
+    assert sum(r["tokens"] for r in few) < sum(r["tokens"] for r in many)
+    assert [r["loss"] for r in few] != [r["loss"] for r in many]
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_been_stopped(fused, run, capsys):
+    words = ["--config", fused / "multimodal_fuse.yaml", f"output_dir={fused / 'C4'}"]
+    assert run("multimodal_fuse", *words, "max_steps=4", "save_every_n_steps=2") == 0
+    whole = [r["loss"] for r in read_jsonl(fused / "C4" / "metrics.jsonl")]
+    shutil.rmtree(fused / "C4" / "step_4")
+    capsys.readouterr()
+    resume = [*words, "max_steps=4", "resume=true"]
+    assert run("multimodal_fuse", *resume, "dataset.kept=null", "eval_dataset.kept=null") == 1
+    assert "dataset.kept was another file or null" in capsys.readouterr().err
+    assert run("multimodal_fuse", *resume) == 0
+    assert [r["loss"] for r in read_jsonl(fused / "C4" / "metrics.jsonl")] == whole
+
+
+def test_answers_do_not_depend_on_the_batch(fused, run):
+    rows = [generate(fused, run, f"batch-{n}", batch_size=n) for n in (1, 5)]
+    texts = [{r["id"]: r["prediction"] for r in of_run} for of_run in rows]
+    assert texts[0] == texts[1] and len(set(texts[0].values())) > 1
+
+
+def other_store(world):
+    """The same utterances with frames of another width."""
+    fingerprint = {"encoder": "other", "dim": FRAME_DIM, "frames_per_second": 50.0}
+    with FeatureWriter(world / "other", fingerprint, dtype=torch.float32) as writer:
+        for i in range(8):
+            writer.add(f"{i}.wav", torch.randn(5 + 3 * i, FRAME_DIM), seconds=1.0 + i)
+    finalize_store(world / "other")
+    return world / "other"
+
+
+def test_wrong_input_is_one_line(fused, run, capsys):
+    def error():
+        lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    capsys.readouterr()
+    assert keep(fused, "--checkpoint", str(fused / "C")) == 1
+    assert "written by recipe multimodal_fuse" in error()
+    assert keep(fused, "--checkpoint", str(fused / "nowhere")) == 1
+    assert "nowhere: no checkpoint there" in error()
+    assert keep(fused, "--features", str(other_store(fused))) == 1
+    assert "encoder is 'other' where 'noise' is needed" in error()
+    other = make_llm(fused / "other-llm", seed=1)
+    assert keep(fused, "--llm", str(other)) == 1
+    assert "this run uses 'other-llm'" in error()
+
+    words = ["--config", fused / "multimodal_fuse.yaml", f"output_dir={fused / 'X'}"]
+    for changes, what in {
+        ("dataset.kept=nowhere",): "nowhere: no such file; run torchtune-speech keep",
+        ("eval_dataset.kept=null",): "eval_dataset.kept: drops pads in another way",
+        ("projector.stack=2",): "made for a projector with 5 speech vectors of '0.wav', this one",
+        (f"dataset.features={fused / 'other'}",): "kept.parquet: fingerprint does not fit: encoder",
+        (
+            f"projector_checkpoint={fused / 'C'}",
+            "dataset.kept=null",
+            "eval_dataset.kept=null",
+        ): "was trained with pads dropped, and this run gives the LLM all speech vectors",
+    }.items():
+        assert run("multimodal_fuse", *words, *changes) == 1
+        assert what in error()
+        assert not (fused / "X").exists()
+
+    soundfile.write(fused / "a.wav", torch.randn(16000).numpy() * 0.1, 16000)
+    changes = {"checkpoint": str(fused / "C"), "projector_checkpoint": None}
+    file = later_config(fused, "speech_generate", adapter_checkpoint=None, **changes)
+    assert run("speech_generate", "--config", file, "dataset.kept=null") == 1
+    assert "this run gives the LLM all speech vectors" in error()
+    words = ["dataset=null", f"audio={fused / 'a.wav'}", "instruction=Transcribe."]
+    assert run("speech_generate", "--config", file, *words, "projector.in_dim=160") == 1
+    assert "was trained with pads dropped, for which a feature store is needed" in error()
