@@ -12,22 +12,62 @@ from torchtune_speech.modules import (
     PackedConv1d,
     Packing,
     TransformerEncoderLayer,
+    integrate_and_fire,
+    new_token_probs,
     rotary_angles,
+    stacked_length,
 )
 
 PerBlock = int | Sequence[int]
 
 
+class FireByCTC(nn.Module):
+    """In the place of a block's convolution: sums vectors into a slot for each token CTC hears.
+
+    The tokens then stand in order from the first slot on, where the targets of SpeechMapper have
+    them, and the layers need not learn to carry them there. CTC decides alone: no gradient of the
+    slots reaches its logits.
+
+    Args:
+        stride: vectors that come in for a slot that goes out.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def output_length(self, vectors: int | Tensor) -> int | Tensor:
+        """Number of slots: ``ceil(vectors / stride)``."""
+        return stacked_length(vectors, self.stride)
+
+    def forward(self, x_td: Tensor, lengths_u: Tensor, ctc_logits_tv: Tensor) -> Tensor:
+        """Sum.
+
+        Args:
+            x_td: packed vectors, ``[t, d]``.
+            lengths_u: vectors of each utterance, ``[u]``.
+            ctc_logits_tv: of the same vectors, blank first, ``[t, v]``; its other labels are
+                those that the slots are to stand for.
+
+        Returns:
+            Packed slots, ``[sum(output_length(lengths_u)), d]``; zero behind the last token.
+        """
+        weights_t = new_token_probs(ctc_logits_tv.detach(), lengths_u)
+        return integrate_and_fire(x_td, weights_t, lengths_u, self.output_length(lengths_u))
+
+
 class SpeechMapperBlock(nn.Module):
     """Convolution, Transformer encoder layers, norm, and a linear map to the next width.
 
+    The layers have positions of two kinds: sinusoids, added, tell which vector of the utterance
+    this is, and rotary ones how far two are apart.
+
     Args:
-        in_dim: width of what comes in.
-        embed_dim: width of the convolution's vectors and of the layers.
+        conv: makes what the layers get, ``embed_dim`` wide: called as ``conv(x_td, lengths_u)``,
+            or with CTC logits, too (:class:`FireByCTC`); has ``output_length``.
+        embed_dim: width of the layers.
         out_dim: width of what goes out.
         layers: called as ``layer(x_td, packing, rotary)``.
-        kernel_size: of the convolution, in vectors that come in.
-        stride: vectors that come in for one that goes out.
         rotary_dim: width of an attention head.
         dropout: on what enters the layers.
     """
@@ -35,36 +75,39 @@ class SpeechMapperBlock(nn.Module):
     def __init__(
         self,
         *,
-        in_dim: int,
+        conv: nn.Module,
         embed_dim: int,
         out_dim: int,
         layers: Sequence[nn.Module],
-        kernel_size: int,
-        stride: int,
         rotary_dim: int,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.out_dim, self.rotary_dim = out_dim, rotary_dim
-        self.conv = PackedConv1d(in_dim, embed_dim, kernel_size, stride)
+        self.conv = conv
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(embed_dim)
         self.up_proj = nn.Linear(embed_dim, out_dim)
 
-    def forward(self, x_td: Tensor, lengths_u: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_td: Tensor, lengths_u: Tensor, *ctc_logits_tv: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Apply the block.
 
         Args:
             x_td: packed vectors, ``[t, in_dim]``.
             lengths_u: vectors of each utterance, ``[u]``, on the CPU.
+            *ctc_logits_tv: for :class:`FireByCTC`, ``[t, v]``.
 
         Returns:
             Packed vectors, ``[n, out_dim]``, and their number in each utterance, ``[u]``.
         """
-        x = self.dropout(self.conv(x_td, lengths_u))
+        x = self.conv(x_td, lengths_u, *ctc_logits_tv)
         lengths_u = self.conv.output_length(lengths_u)
         packing = Packing.from_lengths(lengths_u, x.device)
+        sinusoids = torch.cat(rotary_angles(packing.positions_t, x.shape[-1]), dim=-1)
+        x = self.dropout(x + sinusoids.to(x.dtype))
         rotary = rotary_angles(packing.positions_t, self.rotary_dim)
         for layer in self.layers:
             x = layer(x, packing, rotary)
@@ -84,7 +127,8 @@ class SpeechMapperProjector(nn.Module):
         num_out_layers: linear maps after the last block, at least 1.
         input_norm: see :class:`EncoderProjector`.
         ctc_vocab_size: see :class:`EncoderProjector`.
-        ctc_block: block, counted from 1, after which the CTC head sits.
+        ctc_block: block, counted from 1, after which the CTC head sits. A block behind it whose
+            ``conv`` is :class:`FireByCTC` gets its logits.
         output_scale: see :class:`EncoderProjector`.
     """
 
@@ -178,12 +222,17 @@ class SpeechMapperProjector(nn.Module):
         if return_ctc and self.ctc_proj is None:
             raise ValueError("the projector has no CTC head; build it with ctc_vocab_size")
         x = self.input_norm(frames_td.to(self.out_proj.weight.dtype))
+        fires = any(isinstance(block.conv, FireByCTC) for block in self.blocks)
+        ctc_logits = None
         for number, block in enumerate(self.blocks, start=1):
-            x, lengths_u = block(x, lengths_u)
-            if number == self.ctc_block:
-                ctc_input = x
+            if isinstance(block.conv, FireByCTC):
+                x, lengths_u = block(x, lengths_u, ctc_logits)
+            else:
+                x, lengths_u = block(x, lengths_u)
+            if number == self.ctc_block and (fires or return_ctc):
+                ctc_logits = self.ctc_proj(self.ctc_norm(x))
         vectors = self.out_proj(self.norm(self.out_layers(x)))
-        return (vectors, self.ctc_proj(self.ctc_norm(ctc_input))) if return_ctc else vectors
+        return (vectors, ctc_logits) if return_ctc else vectors
 
 
 def speechmapper_projector(
@@ -202,6 +251,7 @@ def speechmapper_projector(
     input_norm: bool = True,
     ctc_vocab_size: int | None = None,
     ctc_block: int = 1,
+    fire_by_ctc: bool = False,
     output_scale: float = 1.0,
 ) -> SpeechMapperProjector:
     """Build the projector of SpeechMapper, which is trained on the LLM's embedding table first.
@@ -221,8 +271,14 @@ def speechmapper_projector(
       ``ctc_vocab_size`` that of the labels. 1024 -> 2048 -> 2560, the CTC head after block 1 at
       the full rate: 253.4M parameters without the CTC head.
 
-    Not public either, and the usual ones here: heads, kind of norm, positions (rotary in each
-    block, so that there is no longest utterance), activation, dropout.
+    Not public either, and the usual ones here: heads, kind of norm, positions (rotary and
+    sinusoidal in each block, so that there is no longest utterance), activation, dropout.
+
+    The hard part of the task is to carry each token to the front, where the targets have it.
+    With ``fire_by_ctc`` (ours, not the papers') it need not be learnt: behind the CTC head,
+    vectors are summed into as many slots as CTC hears tokens (:class:`FireByCTC`), in the place of
+    the next block's convolution. CTC's labels must then be the LLM's tokens
+    (``dataset.ctc: tokens``).
 
     Args:
         in_dim: width of the encoder frames.
@@ -240,6 +296,8 @@ def speechmapper_projector(
         input_norm: layer normalisation of each frame.
         ctc_vocab_size: symbols of a CTC head, blank included; None for no head.
         ctc_block: block, counted from 1, after which the CTC head sits, at the rate there.
+        fire_by_ctc: let CTC sum the vectors into tokens, instead of the convolution of the block
+            behind ``ctc_block``.
         output_scale: multiplies the initial weights of the last linear map: see
             :class:`EncoderProjector`.
 
@@ -273,6 +331,11 @@ def speechmapper_projector(
     if num_heads is not None:
         heads = _per_block("num_heads", num_heads, len(dims))
     heads = [head_count(dim, count) for dim, count in zip(dims, heads, strict=True)]
+    if fire_by_ctc and (ctc_vocab_size is None or ctc_block == len(dims)):
+        raise InputError(
+            "projector.fire_by_ctc: needs a CTC head and a block behind it; set ctc_vocab_size, "
+            f"and ctc_block below {len(dims)}"
+        )
     widths = [in_dim, *dims[1:], out_dim]  # between the blocks
 
     def layer(block: int) -> nn.Module:
@@ -280,14 +343,17 @@ def speechmapper_projector(
             dims[block], heads[block], hidden[block], activation=activation, dropout=dropout
         )
 
+    def conv(block: int) -> nn.Module:
+        if fire_by_ctc and block == ctc_block:  # counted from 0: the one behind the head
+            return FireByCTC(steps[block])
+        return PackedConv1d(widths[block], dims[block], kernels[block], steps[block])
+
     blocks = [
         SpeechMapperBlock(
-            in_dim=widths[block],
+            conv=conv(block),
             embed_dim=dims[block],
             out_dim=widths[block + 1],
             layers=[layer(block) for _ in range(depths[block])],
-            kernel_size=kernels[block],
-            stride=steps[block],
             rotary_dim=_head_dim(dims[block], heads[block]),
             dropout=dropout,
         )

@@ -17,6 +17,7 @@ from torchtune_speech.modules._embedding_losses import (
     vocabulary_contrast_sum,
     word_and_pad_squared_error,
 )
+from torchtune_speech.modules._integrate_and_fire import integrate_and_fire, new_token_probs
 from torchtune_speech.modules._layers import (
     Activation,
     ConformerConvolution,
@@ -56,10 +57,12 @@ __all__ = [
     "ctc_possible",
     "embedding_distance_sum",
     "feed_forward",
+    "integrate_and_fire",
     "length_groups",
     "linear_cross_entropy_sum",
     "lora_linear",
     "nearest_tokens",
+    "new_token_probs",
     "non_pads",
     "packed_attention",
     "packed_conv1d",
