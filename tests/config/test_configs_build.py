@@ -10,7 +10,13 @@ from torchtune.models.llama3 import llama3_tokenizer
 
 from torchtune_speech import config, training
 from torchtune_speech.config import config_header, config_path, locate, signature_problem
-from torchtune_speech.data import Llama3ChatFormat, PromptTemplates, ctc_labels
+from torchtune_speech.data import (
+    Llama3ChatFormat,
+    PromptTemplates,
+    Sample,
+    ctc_labels,
+    unanswerable_samples,
+)
 from torchtune_speech.nano._llm import nano_llama_config
 from torchtune_speech.nano._tokenizer import write_tokenizer
 
@@ -207,6 +213,11 @@ def test_the_4b_configs_follow_the_paper():
     assert (answer.frame_average, answer.encoder.layer) == (2, 24)
     assert (answer.num_beams, answer.temperature, answer.max_new_tokens) == (1, 0, 100)
     assert {cfg.dataset.templates for cfg in (fuse, text, stages["projector"])} == {"nle_2026"}
+    assert fuse.dataset.unanswerable == text.dataset.unanswerable
+    assert fuse.dataset.unanswerable.max_overlap == 0.1
+    rows = (Sample(f"{i}", "sqa", "x", source_text=f"{i}" * 9, question=f"{i}?") for i in range(10))
+    prompts = PromptTemplates.from_yaml("nle_2026")
+    assert len(unanswerable_samples(list(rows), prompts, **fuse.dataset.unanswerable)) == 1
 
 
 @pytest.mark.parametrize("stage", [*(s for s, t in STAGES.items() if t), "speechmapper"])

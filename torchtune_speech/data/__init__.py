@@ -49,6 +49,7 @@ from torchtune_speech.data._transcripts import (
     TranscriptDataset,
     collate_transcripts,
 )
+from torchtune_speech.data._unanswerable import unanswerable_samples, word_overlap
 
 __all__ = [
     "AudioCut",
@@ -105,6 +106,8 @@ __all__ = [
     "segment_manifest",
     "segment_samples",
     "text_twin",
+    "unanswerable_samples",
+    "word_overlap",
     "write_kept",
     "write_manifest",
     "write_mcif_output",

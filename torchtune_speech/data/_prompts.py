@@ -12,6 +12,7 @@ from torchtune_speech.data._templates import (
     CHOICE_FIELDS,
     Parts,
     check_text,
+    check_texts,
     cut_pool,
     cut_template,
     insert_instruction,
@@ -42,6 +43,7 @@ class PromptTemplates:
             ``{instruction}``).
         instructions: task -> target language -> one template or a pool of them.
         unanswerable: language -> answer to a question that the content does not answer.
+        generic_questions: language -> questions that next to no content answers.
         choice_answer: how the answer to a multiple-choice question reads, with ``{letter}`` and
             ``{option}``; the target then names an option by its text, its letter or both, or is
             the ``unanswerable`` of its language. Default None: the target as it is.
@@ -62,6 +64,7 @@ class PromptTemplates:
         wrapping: Mapping[str, str],
         instructions: Mapping[str, Mapping[str, str | list[str]]],
         unanswerable: Mapping[str, str] | None = None,
+        generic_questions: Mapping[str, list[str]] | None = None,
         choice_answer: str | None = None,
         origin: str = "templates",
     ) -> None:
@@ -81,6 +84,9 @@ class PromptTemplates:
         self._unanswerable = dict(mapping_of(unanswerable or {}, origin, "unanswerable"))
         for language, text in self._unanswerable.items():
             check_text(text, f"{origin}: unanswerable.{language}")
+        self._generic = dict(mapping_of(generic_questions or {}, origin, "generic_questions"))
+        for language, questions in self._generic.items():
+            check_texts(questions, f"{origin}: generic_questions.{language}")
         where = f"{origin}: choice_answer"
         self._choice_answer: Parts | None = None
         if choice_answer is not None:
@@ -94,10 +100,11 @@ class PromptTemplates:
         """Read a template file.
 
         Args:
-            name_or_path: a YAML file with ``wrapping``, ``instructions``, ``unanswerable`` and
-                ``choice_answer``, and optionally ``extends``, the name or path of a set whose
-                entries it replaces or adds to; or the name of a packaged set: ``mcif_fixed``,
-                ``mcif_mixed``, ``nle_2026``. An existing file wins over a packaged name.
+            name_or_path: a YAML file with ``wrapping``, ``instructions``, ``unanswerable``,
+                ``generic_questions`` and ``choice_answer``, and optionally ``extends``, the name or
+                path of a set whose entries it replaces or adds to; or the name of a packaged set:
+                ``mcif_fixed``, ``mcif_mixed``, ``nle_2026``. An existing file wins over a packaged
+                name.
 
         Returns:
             The templates.
@@ -110,6 +117,7 @@ class PromptTemplates:
             content.get("wrapping", {}),
             content.get("instructions", {}),
             content.get("unanswerable", {}),
+            content.get("generic_questions", {}),
             content.get("choice_answer"),
             origin=str(name_or_path),
         )
@@ -151,6 +159,25 @@ class PromptTemplates:
                 f"{self.origin}: no unanswerable.{lang}; add it to a template file of your own"
             )
         return self._unanswerable[lang]
+
+    def generic_questions(self, lang: str) -> list[str]:
+        """Give questions that next to no content answers.
+
+        Args:
+            lang: language of the questions.
+
+        Returns:
+            The questions.
+
+        Raises:
+            InputError: for a language without any.
+        """
+        if lang not in self._generic:
+            raise InputError(
+                f"{self.origin}: no generic_questions.{lang}; add them to a template file of your "
+                "own, or do without (dataset.unanswerable.generic=0)"
+            )
+        return list(self._generic[lang])
 
     def messages(self, sample: Sample, with_target: bool = True) -> list[Message]:
         """Turn a sample into chat messages.

@@ -12,7 +12,7 @@ from torchtune_speech.errors import InputError, did_you_mean
 
 FIELDS = ("speech", "instruction", "source_text", "question", "choices")
 CHOICE_FIELDS = ("letter", "option")
-_SECTIONS = ("wrapping", "instructions", "unanswerable", "choice_answer")
+_SECTIONS = ("wrapping", "instructions", "unanswerable", "generic_questions", "choice_answer")
 _FIELD = re.compile(r"\{(\w+)\}")
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -30,8 +30,8 @@ def read_template_file(
         seen: files on the way here, so that a circle of ``extends`` is noticed.
 
     Returns:
-        ``wrapping``, ``instructions``, ``unanswerable`` and ``choice_answer``, as far as they are
-        there.
+        ``wrapping``, ``instructions``, ``unanswerable``, ``generic_questions`` and
+        ``choice_answer``, as far as they are there.
 
     Raises:
         InputError: for a file that is absent, is not YAML, or has unknown sections.
@@ -103,6 +103,14 @@ def check_text(text: Any, where: str) -> None:
     """Refuse what is no text."""
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where} is not a non-empty string; write the text, in quotes if need be")
+
+
+def check_texts(texts: Any, where: str) -> None:
+    """Refuse what is no list of texts."""
+    if not isinstance(texts, (list, tuple)) or not texts:
+        raise InputError(f"{where} is not a list of texts; write '- ...' lines")
+    for number, text in enumerate(texts):
+        check_text(text, f"{where}[{number}]")
 
 
 def cut_pool(pool: Any, where: str) -> list[Parts]:
