@@ -10,7 +10,13 @@ from torchtune.models.llama3 import llama3_tokenizer
 
 from torchtune_speech import config, training
 from torchtune_speech.config import config_header, config_path, locate, signature_problem
-from torchtune_speech.data import Llama3ChatFormat, PromptTemplates, ctc_labels
+from torchtune_speech.data import (
+    Llama3ChatFormat,
+    PromptTemplates,
+    Sample,
+    ctc_labels,
+    unanswerable_samples,
+)
 from torchtune_speech.nano._llm import nano_llama_config
 from torchtune_speech.nano._tokenizer import write_tokenizer
 
@@ -122,7 +128,9 @@ def test_stage_1_writes_in_the_table_of_its_family(name, recipe_module):
     assert cfg.rows_per_step % cfg.gradient_accumulation_steps == 0
 
 
-@pytest.mark.parametrize("name", ["nano/projector_stage2", "qwen3_4b/projector"])
+@pytest.mark.parametrize(
+    "name", ["nano/projector_stage2", "qwen3_4b/projector", "llama3_1_8b/projector_stage2"]
+)
 def test_stage_2_goes_on_with_stage_1(name):
     cfg = OmegaConf.load(config_path(name))
     mapper = OmegaConf.load(config_path(f"{name.split('/')[0]}/speechmapper"))
@@ -133,6 +141,7 @@ def test_stage_2_goes_on_with_stage_1(name):
         assert cfg[key] == mapper[key], key
     assert cfg.sigma == 0.9 and list(cfg.dataset.tasks) == ["asr"]
     assert cfg.dataset.features == mapper.dataset.features
+    assert cfg.dataset.manifest == mapper.dataset.manifest
     assert cfg.learning_rate.projector.schedule == "constant"
 
 
@@ -207,6 +216,19 @@ def test_the_4b_configs_follow_the_paper():
     assert (answer.frame_average, answer.encoder.layer) == (2, 24)
     assert (answer.num_beams, answer.temperature, answer.max_new_tokens) == (1, 0, 100)
     assert {cfg.dataset.templates for cfg in (fuse, text, stages["projector"])} == {"nle_2026"}
+    assert fuse.dataset.unanswerable == text.dataset.unanswerable
+    assert fuse.dataset.unanswerable.max_overlap == 0.1
+    rows = (Sample(f"{i}", "sqa", "x", source_text=f"{i}" * 9, question=f"{i}?") for i in range(10))
+    prompts = PromptTemplates.from_yaml("nle_2026")
+    assert len(unanswerable_samples(list(rows), prompts, **fuse.dataset.unanswerable)) == 1
+
+
+def test_stage_2_for_llama_follows_the_paper():
+    """https://arxiv.org/abs/2601.20417"""
+    cfg = OmegaConf.load(config_path("llama3_1_8b/projector_stage2"))
+    assert (cfg.max_steps, cfg.rows_per_step, cfg.gradient_accumulation_steps) == (1000, 8, 8)
+    rate = cfg.learning_rate.projector
+    assert (rate.lr, rate.schedule, rate.warmup_steps) == (1e-4, "constant", 0)
 
 
 @pytest.mark.parametrize("stage", [*(s for s, t in STAGES.items() if t), "speechmapper"])

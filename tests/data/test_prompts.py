@@ -8,7 +8,14 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from torchtune_speech.data import AudioCut, PromptTemplates, Sample, load_manifest, text_twin
+from torchtune_speech.data import (
+    AudioCut,
+    PromptTemplates,
+    Sample,
+    find_choice,
+    load_manifest,
+    text_twin,
+)
 from torchtune_speech.errors import InputError
 
 CUTS = (AudioCut("a.wav"), AudioCut("b.wav", 1.0, 2.0))
@@ -138,6 +145,56 @@ def test_choices(tmp_path):
         own.messages(SQA)
     with pytest.raises(InputError, match="more than 26"):
         own.messages(dataclasses.replace(SQA, choices=("x",) * 27))
+
+
+@pytest.mark.parametrize("target", ["im Mai", "Im Mai.", "B", "b)", "B. im Mai"])
+def test_a_choice_is_answered_by_letter_and_text(target):
+    sample = dataclasses.replace(SQA, choices=("hier", "im Mai"), target=target)
+    prompts = PromptTemplates.from_yaml("nle_2026")
+    for one in (sample, text_twin(sample)):
+        assert contents(prompts.messages(one)[-1]) == [("text", "B. im Mai")]
+    assert len(prompts.messages(dataclasses.replace(sample, target=""), with_target=False)) == 1
+    # The task's own prompts leave it as it is written.
+    plain = PromptTemplates.from_yaml("mcif_fixed").messages(sample)[-1]
+    assert contents(plain) == [("text", target)]
+
+
+def test_a_refusal_is_no_choice_and_a_choice_must_be_one():
+    prompts = PromptTemplates.from_yaml("nle_2026")
+    sample = dataclasses.replace(SQA, choices=("hier", "dort", "dort"))
+    refusal = dataclasses.replace(sample, target=prompts.unanswerable("de"))
+    assert contents(prompts.messages(refusal)[-1]) == [("text", "Nicht zu beantworten.")]
+    for target in ("nirgends", "Dort.", "D", "A. dort", "Not answerable."):
+        with pytest.raises(InputError, match="sample '1': target .* is none of its choices, or"):
+            prompts.messages(dataclasses.replace(sample, target=target))
+
+
+def test_how_a_choice_is_answered_is_up_to_the_templates(tmp_path):
+    sample = dataclasses.replace(SQA, choices=("{letter}", "{option}"), target="A")
+    own = templates(tmp_path, extends="nle_2026", choice_answer="({letter}) {option}!")
+    answer = PromptTemplates.from_yaml(own).messages(sample)[-1]
+    assert contents(answer) == [("text", "(A) {letter}!")]
+    off = templates(tmp_path, extends="nle_2026", choice_answer=None)
+    assert contents(PromptTemplates.from_yaml(off).messages(sample)[-1]) == [("text", "A")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "index"),
+    [
+        ("Bob", 1), ("bob.", 1), (" BOB ", 1), ("B", 1), ("B.", 1), ("(b)", 1), ("b) Bob.", 1),
+        ("B：Bob", 1), ("B Bob", 1), ("C", 2), ("C. a dog", 2), ("a dog", 2), ("b", 1),
+        ("D", None), ("B. Ann", None), ("Bobby", None), ("", None), ("A dog", 2), ("a cat", None),
+    ],
+)  # fmt: skip
+def test_the_option_that_an_answer_means(answer, index):
+    assert find_choice(answer, ["Ann", "Bob", "a dog"]) == index
+
+
+def test_the_text_of_an_option_comes_before_its_letter():
+    assert find_choice("A", ["B", "A"]) == 1
+    assert find_choice("A. B", ["B", "A"]) == 0
+    assert find_choice("same", ["same", "Same."]) is None
+    assert find_choice("B. same", ["same", "Same."]) == 1
 
 
 def test_own_instruction_is_text_and_needs_no_task():
@@ -302,6 +359,9 @@ def test_own_file_extends_a_packaged_set(tmp_path):
         ("instructions", {"asr": "Write."}, "instructions.asr is not a mapping"),
         ("instructions", {"asr": {False: "Skriv."}}, "key False .*in quotes"),
         ("unanswerable", {"en": ""}, "unanswerable.en is not"),
+        ("choice_answer", "The letter", r"choice_answer lacks \{letter\} and \{option\}"),
+        ("choice_answer", "{leter}", r"unknown field \{leter\}; did you mean 'letter'"),
+        ("choice_answer", {"en": "x"}, "choice_answer is not a non-empty string"),
         ("instruction", {}, "unknown key 'instruction'; did you mean 'instructions'"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchtune_speech.errors import InputError
-from torchtune_speech.evaluation import bleu_chrf, format_table, score
+from torchtune_speech.evaluation import bleu_chrf, format_table, sample_scores, score
 
 
 def row(task, target, prediction, lang="en", **fields):
@@ -48,6 +48,27 @@ def test_report_by_hand():
     assert report["n"] == {"asr": 2, "st": 3, "sqa": 3}
     assert report["normalizer"] == report["asr"]["normalizer"] == "whisper"
     assert report["notes"] == []
+
+
+def test_an_answer_counts_as_the_option_that_it_means():
+    choices = ["Ann", "Bob Ray"]
+    pairs = [
+        ("Bob Ray", "B. Bob Ray"),
+        ("B", "Bob Ray."),
+        ("B. Bob Ray", "b"),
+        ("Bob Ray", "A. Ann"),
+        ("A", "B"),
+        ("Ann", "B. Ann"),
+        ("Not answerable.", "B. Bob Ray"),
+        ("Bob Ray", "It was Bob"),
+    ]
+    rows = [row("sqa", *pair, choices=choices) for pair in pairs]
+    assert [s["scores"]["match"] for s in sample_scores(rows)] == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert sample_scores(rows)[-1]["scores"]["f1"] == pytest.approx(2 / 5)
+    assert score(rows)["answer_types"]["multiple choice"]["sqa"]["accuracy"] == 3 / 7
+    assert score([row("sqa", "B. Bob", "Bob")])["sqa"]["accuracy"] == 0  # no choices, no letters
+    with pytest.raises(InputError, match="row 0: choices is no list of texts"):
+        score([row("sqa", "a", "a", choices="ab")])
 
 
 def test_domains_are_scored_on_their_own():

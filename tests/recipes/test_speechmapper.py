@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from tiny_world import PROJECTOR, make_data, make_llm, write_config
 
@@ -29,12 +28,9 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     make_llm(folder / "llm")
     make_data(folder / "data")
-    cfg_file = write_config(
+    write_config(
         folder, "speechmapper", output_dir=str(folder / "M"), loss=ALL_PARTS, normalizer="basic"
     )
-    cfg = yaml.safe_load(cfg_file.read_text())
-    cfg["dataset"]["on_too_long"] = cfg["eval_dataset"]["on_too_long"] = "skip"
-    cfg_file.write_text(yaml.safe_dump(cfg))
     return folder
 
 
@@ -196,41 +192,6 @@ def test_it_may_begin_with_the_projector_of_another_run(mapped, run):
     assert run("speechmapper", "--config", mapped / "speechmapper.yaml", *words) == 0
     before, after = weights(mapped / "M" / "step_6"), weights(out / "step_1")
     assert all(torch.equal(before[k], after[k]) for k in before)
-
-
-CASES = {
-    "no-llm": (["llm_dir=nowhere"], "nowhere: no config.json there"),
-    "vocab": (["vocab_size=7"], "vocab_size: 7, but the embedding table of"),
-    "pad-id": (["pad_token=99999"], "pad_token: 99999 is token 99999, but the table of"),
-    "pad-text": (["pad_token=two words"], "pad_token: 'two words' is 4 tokens"),
-    "normalizer": (["normalizer=bsic"], "normalizer: unknown name 'bsic'; did you mean 'basic'"),
-    "loss": (["loss={cosin: 1}"], "loss.cosin: unknown part; did you mean 'cosine'"),
-    "no-loss": ([f"loss.{name}=0" for name in ALL_PARTS], "loss: all weights are 0"),
-    "no-labels": (["dataset.ctc=null"], "or loss.ctc to 0"),
-    "labels": (["dataset.ctc=characters"], "projector.ctc_vocab_size: "),
-    "width": (["projector.out_dim=16"], "projector.out_dim: 16, but the LLM's embeddings are 32"),
-    "frames": (["max_frames=0"], "max_frames: 0; give a whole number of 1 or more"),
-    "dense": (
-        ["projector.stack=9", "dataset.on_too_long=fail"],
-        "tokens for fewer speech vectors (1)",
-    ),
-    "dtype": (["dtype=fp8"], "dtype: 'fp8' is unknown; use fp32 or bf16 or fp16"),
-    "store": (["dataset.features=nowhere"], "nowhere: no such folder"),
-    "tasks": (["dataset.tasks=[mt]"], "0-mt: has 0 audios"),
-    "temperature": (["contrast_temperature=0"], "contrast_temperature: 0; give a number above 0"),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_wrong_input_is_one_line(mapped, run, capsys, name):
-    changes, what = CASES[name]
-    out = mapped / f"wrong-{name}"
-    capsys.readouterr()
-    words = ["--config", mapped / "speechmapper.yaml", f"output_dir={out}", *changes]
-    assert run("speechmapper", *words) == 1
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1 and what in error[0], error
-    assert not out.exists()
 
 
 def test_other_recipes_have_no_float16(mapped, run, capsys):

@@ -100,26 +100,6 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(trained, run):
     assert all((one[k] == two[k]).all() for k in one)
 
 
-CASES = {
-    "sigma": (["sigma=1.5"], "sigma: 1.5; give a number from 0 to 1"),
-    "pad": (["pad_token=null"], "pad_token: null, but sigma is 0.5"),
-    "pad-id": (["pad_token=99999"], "pad_token: 99999 is token 99999, but the table of"),
-    "normalizer": (["normalizer=null"], "normalizer: null, but sigma is 0.5"),
-    "dense": (["dataset.on_too_long=fail"], "tokens for fewer speech vectors"),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_wrong_input_is_one_line(trained, run, capsys, name):
-    changes, what = CASES[name]
-    out = trained / f"wrong-{name}"
-    capsys.readouterr()
-    assert run(f"output_dir={out}", *changes) == 1
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1 and what in error[0], error
-    assert not out.exists()
-
-
 def test_dry_run_tells_of_the_samples_that_fit(trained, run, capsys):
     assert run("dry_run=true", f"output_dir={trained / 'dry'}") == 0
     (line,) = [x for x in capsys.readouterr().out.splitlines() if " samples, " in x]

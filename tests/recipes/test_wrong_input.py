@@ -14,7 +14,8 @@ from tiny_world import FRAME_DIM, make_data, make_llm, write_config
 
 from torchtune_speech.features import FeatureWriter, finalize_store
 
-RECIPES = ("projector", "lora_finetune_text", "multimodal_fuse", "speech_generate")
+TRAINING = ("projector", "lora_finetune_text", "multimodal_fuse", "speechmapper")
+RECIPES = (*TRAINING, "speech_generate")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,7 @@ def world(tmp_path_factory, recipe_module):
     }
     write_config(folder, "multimodal_fuse", **stages)
     write_config(folder, "speech_generate", **stages)
+    write_config(folder, "speechmapper")
     return folder
 
 
@@ -414,7 +416,7 @@ def resume_with_other_data(world, tmp):
 
 # ---- settings -----------------------------------------------------------------------------------
 
-for _recipe in ("projector", "lora_finetune_text", "multimodal_fuse"):
+for _recipe in TRAINING:
     for _name, _words, *_parts in (
         ("both_lengths", ["epochs=2"], "max_steps, epochs: give one of the two"),
         ("no_length", ["max_steps=null"], "max_steps, epochs: give one of the two"),
@@ -448,6 +450,74 @@ for _name, _words, *_parts in (
     ("stack", ["spec_augment={stack: 5}"], "spec_augment: stack (5) must divide the width"),
 ):
     simple("projector", _name, _words, *_parts)
+
+# ---- towards the LLM's embeddings: recipe speechmapper, and sigma of projector ------------------
+
+_LOSSES = "squared_error pad_squared_error absolute cosine contrast ctc".split()
+
+for _name, _words, *_parts in (
+    ("rows_of_the_table", ["vocab_size=7"], "vocab_size: 7, but the embedding table of"),
+    ("pad_beyond_the_table", ["pad_token=99999"], "pad_token: 99999 is token 99999, but the table"),
+    ("pad_of_two_words", ["pad_token=two words"], "pad_token: 'two words' is 4 tokens"),
+    ("normalizer", ["normalizer=bsic"], "normalizer: unknown name 'bsic'; did you mean 'basic'"),
+    ("part_of_the_loss", ["loss.cosin=1"], "loss.cosin: unknown part; did you mean 'cosine'"),
+    ("no_loss", [f"loss.{name}=0" for name in _LOSSES], "loss: all weights are 0"),
+    ("no_labels", ["dataset.ctc=null", "loss.ctc=0.3"], "or loss.ctc to 0"),
+    ("labels", ["dataset.ctc=tokens", "projector.ctc_vocab_size=39"], "projector.ctc_vocab_size: "),
+    ("width", ["projector.out_dim=16"], "projector.out_dim: 16, but the LLM's embeddings are 32"),
+    ("no_frames", ["max_frames=0"], "max_frames: 0; give a whole number of 1 or more"),
+    (
+        "too_few_vectors",
+        ["projector.stack=9", "dataset.on_too_long=fail"],
+        "tokens for fewer speech vectors (1)",
+        "or set dataset.on_too_long=skip",
+    ),
+    ("temperature", ["contrast_temperature=0"], "contrast_temperature: 0; give a number above 0"),
+    ("store", ["dataset.features=nowhere"], "nowhere: no such folder; run extract_features"),
+    ("rows_without_audio", ["dataset.tasks=[mt]"], "0-mt: has 0 audios", "dataset.tasks=[asr]"),
+    ("unanswerable", ["dataset.unanswerable={share: 0.1}"], "has no argument 'unanswerable'"),
+):
+    simple("speechmapper", _name, _words, *_parts)
+
+_SIGMA = ["sigma=0.5", "pad_token=<|reserved_special_token_1|>", "normalizer=basic"]
+_SIGMA += ["dataset.on_too_long=skip"]
+
+for _name, _words, *_parts in (
+    ("sigma", ["sigma=1.5"], "sigma: 1.5; give a number from 0 to 1"),
+    ("sigma_without_pad", ["pad_token=null"], "pad_token: null, but sigma is 0.5; give that of"),
+    ("sigma_pad_beyond_the_table", ["pad_token=99999"], "pad_token: 99999 is token 99999, but the"),
+    ("sigma_without_normalizer", ["normalizer=null"], "normalizer: null, but sigma is 0.5; give"),
+    (
+        "sigma_too_few_vectors",
+        ["dataset.on_too_long=fail"],
+        "tokens for fewer speech vectors",
+        "or set dataset.on_too_long=skip",
+    ),
+):
+    simple("projector", _name, [*_SIGMA, *_words], *_parts)
+
+# ---- questions ----------------------------------------------------------------------------------
+
+
+@case("multimodal_fuse", "sample '0-sqa': target 'doctor' is none of its choices", "the letter")
+def target_that_is_no_choice(world, tmp):
+    row = next(row for row in rows_of(world) if row["task"] == "sqa")
+    choices = {"choices": ["the queen", "the nurse"]}
+    return [manifest(tmp, [row | choices]), "mixture=null", "dataset.templates=nle_2026"]
+
+
+for _name, _setting, *_parts in (
+    ("unanswerable", "true", "dataset.unanswerable: True; write settings as in {share: 0.1}"),
+    ("unanswerable_misspelt", "{shar: 1}", "has no argument 'shar'; did you mean 'share'"),
+    ("unanswerable_share", "{share: 2}", "unanswerable.share: 2; give a number above 0 to 1"),
+    (
+        "unanswerable_one_question_for_all",
+        "{share: 1}",
+        "none could be made of 8 questions; give more",
+    ),
+    ("no_generic_questions", "{share: 1, generic: 1}", "no generic_questions.en; add them"),
+):
+    simple("multimodal_fuse", _name, [f"dataset.unanswerable={_setting}"], *_parts)
 
 # ---- one audio file -----------------------------------------------------------------------------
 

@@ -44,8 +44,10 @@ from torchtune_speech.files import read_jsonl, write_json
 from torchtune_speech.training import list_checkpoints
 
 STEPS = 6
+TRAINING = ("projector", "lora_finetune_text", "multimodal_fuse", "speechmapper")
+RECIPES = (*TRAINING, "extract_features", "speech_generate")
 HANGS = 1000
-_TIMES = ("seconds", "tokens_per_second")
+_TIMES = ("seconds", "tokens_per_second", "frames_per_second")
 _IN_A_ROW = (1, 1, 2, 3, 20)
 _LONGEST_S, _POLL_S = 60.0, 0.01
 _FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
@@ -103,7 +105,8 @@ def build_jobs(world: Path) -> list[Job]:
         world: where `build_world` made it.
 
     Returns:
-        Stages A, B and C, extraction and generation; C and generation start from A and B.
+        Stages A, B and C, stage 1 of SpeechMapper, extraction and generation; C and generation
+        start from A and B.
     """
     saving = {
         "max_steps": STEPS,
@@ -120,6 +123,7 @@ def build_jobs(world: Path) -> list[Job]:
         "projector": saving,
         "lora_finetune_text": {k: v for k, v in saving.items() if k != "spec_augment"},
         "multimodal_fuse": saving | before,
+        "speechmapper": saving,
         "speech_generate": before | {"max_new_tokens": 6, "batch_size": 4},
     }
     files = {name: write_config(world, name, **values) for name, values in changes.items()}
@@ -133,7 +137,7 @@ def build_jobs(world: Path) -> list[Job]:
             ("resume=true",),
             lost_steps,
         )
-        for name in ("projector", "lora_finetune_text", "multimodal_fuse")
+        for name in TRAINING
     ]
     extraction = ("--config", "nano/extract_features", "batch_seconds=1", "shard_mb=0.02")
     extraction += (f"manifest={world / 'audio' / 'manifest.jsonl'}",)
@@ -384,13 +388,16 @@ def _tail(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-3000:]
 
 
-def run_campaign(folder: Path, *, kills: int, seed: int = 0, progress: bool = True) -> dict:
-    """Kills all jobs in turn until there were so many kills, or one hangs.
+def run_campaign(
+    folder: Path, *, kills: int, seed: int = 0, only: str | None = None, progress: bool = True
+) -> dict:
+    """Kills all jobs in turn, or one, until there were so many kills, or one hangs.
 
     Args:
         folder: to work in; it must be empty.
         kills: number of kills.
         seed: of the moments.
+        only: name of the job that is killed. Default None: all.
         progress: show a bar.
 
     Returns:
@@ -404,6 +411,8 @@ def run_campaign(folder: Path, *, kills: int, seed: int = 0, progress: bool = Tr
         raise RuntimeError(f"no world:\n{_tail(folder / 'world.log')}")
     jobs = build_jobs(world)
     references = {job.name: run_reference(job, world) for job in jobs}
+    if only is not None:
+        jobs = [job for job in jobs if job.name == only]
     rng = random.Random(seed)
     by_job, in_a_row = dict.fromkeys(references, 0), dict.fromkeys(references, 0)
     faults: list[str] = []
@@ -445,13 +454,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=100, help="default: 100")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: 0")
+    parser.add_argument("--only", choices=RECIPES, help="kill this recipe alone; default: all")
     parser.add_argument("--out", type=Path, default=Path("runs/faults"), help="runs/faults")
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
     work = options.out / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    report = run_campaign(work.resolve(), kills=options.kills, seed=options.seed)
+    report = run_campaign(work.resolve(), kills=options.kills, seed=options.seed, only=options.only)
     write_json(options.out / "report.json", report)
     for fault in report["faults"]:
         print(fault)

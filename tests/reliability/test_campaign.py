@@ -28,7 +28,7 @@ def test_ten_kills_lose_and_change_nothing(folder):
     report = json.loads((folder / "report.json").read_text())
     assert report["kills"] == 10 == sum(report["by_job"].values())
     assert report["lost"] == report["different"] == 0 and report["faults"] == []
-    assert len(report["by_job"]) == 5
+    assert len(report["by_job"]) == 6
 
 
 def test_comparisons_notice_a_single_bit(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """Manifests, prompts, interleaving, batch planning, collation: tokens and lengths, no weights."""
 
 from torchtune_speech.data._chat import ChatFormat, chat_format
+from torchtune_speech.data._choices import choice_letter, find_choice
 from torchtune_speech.data._collate import Batch, StepBatches, collate_rows
 from torchtune_speech.data._ctc_labels import CharacterLabels, CTCLabels, TokenLabels, ctc_labels
 from torchtune_speech.data._dataset import SpeechDataset
@@ -48,6 +49,7 @@ from torchtune_speech.data._transcripts import (
     TranscriptDataset,
     collate_transcripts,
 )
+from torchtune_speech.data._unanswerable import unanswerable_samples, word_overlap
 
 __all__ = [
     "AudioCut",
@@ -76,12 +78,14 @@ __all__ = [
     "TranscriptBatches",
     "TranscriptDataset",
     "TranscriptTargets",
-    "collate_rows",
     "chat_format",
+    "choice_letter",
+    "collate_rows",
     "collate_transcripts",
     "ctc_labels",
     "data_fingerprint",
     "fill",
+    "find_choice",
     "keep_index",
     "load_manifest",
     "manifest_from_folder",
@@ -102,6 +106,8 @@ __all__ = [
     "segment_manifest",
     "segment_samples",
     "text_twin",
+    "unanswerable_samples",
+    "word_overlap",
     "write_kept",
     "write_manifest",
     "write_mcif_output",

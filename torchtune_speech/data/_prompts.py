@@ -6,10 +6,13 @@ from collections.abc import Mapping
 
 from torchtune.data import Message
 
+from torchtune_speech.data._choices import MAX_CHOICES, choice_letter, find_choice
 from torchtune_speech.data._sample import SPEECH_TASKS, TEXT_TWIN_TASKS, Sample
 from torchtune_speech.data._templates import (
+    CHOICE_FIELDS,
     Parts,
     check_text,
+    check_texts,
     cut_pool,
     cut_template,
     insert_instruction,
@@ -40,6 +43,10 @@ class PromptTemplates:
             ``{instruction}``).
         instructions: task -> target language -> one template or a pool of them.
         unanswerable: language -> answer to a question that the content does not answer.
+        generic_questions: language -> questions that next to no content answers.
+        choice_answer: how the answer to a multiple-choice question reads, with ``{letter}`` and
+            ``{option}``; the target then names an option by its text, its letter or both, or is
+            the ``unanswerable`` of its language. Default None: the target as it is.
         origin: name of the template file, for error messages.
 
     Raises:
@@ -57,6 +64,8 @@ class PromptTemplates:
         wrapping: Mapping[str, str],
         instructions: Mapping[str, Mapping[str, str | list[str]]],
         unanswerable: Mapping[str, str] | None = None,
+        generic_questions: Mapping[str, list[str]] | None = None,
+        choice_answer: str | None = None,
         origin: str = "templates",
     ) -> None:
         self.origin = origin
@@ -75,6 +84,15 @@ class PromptTemplates:
         self._unanswerable = dict(mapping_of(unanswerable or {}, origin, "unanswerable"))
         for language, text in self._unanswerable.items():
             check_text(text, f"{origin}: unanswerable.{language}")
+        self._generic = dict(mapping_of(generic_questions or {}, origin, "generic_questions"))
+        for language, questions in self._generic.items():
+            check_texts(questions, f"{origin}: generic_questions.{language}")
+        where = f"{origin}: choice_answer"
+        self._choice_answer: Parts | None = None
+        if choice_answer is not None:
+            self._choice_answer = cut_template(choice_answer, where, CHOICE_FIELDS)
+            if len(self._choice_answer) == 1:
+                raise InputError(f"{where} lacks {{letter}} and {{option}}; write one of them")
         self._check_fields()
 
     @classmethod
@@ -82,10 +100,11 @@ class PromptTemplates:
         """Read a template file.
 
         Args:
-            name_or_path: a YAML file with ``wrapping``, ``instructions`` and ``unanswerable``, and
-                optionally ``extends``, the name or path of a set whose entries it replaces or
-                adds to; or the name of a packaged set: ``mcif_fixed``, ``mcif_mixed``,
-                ``nle_2026``. An existing file wins over a packaged name.
+            name_or_path: a YAML file with ``wrapping``, ``instructions``, ``unanswerable``,
+                ``generic_questions`` and ``choice_answer``, and optionally ``extends``, the name or
+                path of a set whose entries it replaces or adds to; or the name of a packaged set:
+                ``mcif_fixed``, ``mcif_mixed``, ``nle_2026``. An existing file wins over a packaged
+                name.
 
         Returns:
             The templates.
@@ -98,6 +117,8 @@ class PromptTemplates:
             content.get("wrapping", {}),
             content.get("instructions", {}),
             content.get("unanswerable", {}),
+            content.get("generic_questions", {}),
+            content.get("choice_answer"),
             origin=str(name_or_path),
         )
 
@@ -139,6 +160,25 @@ class PromptTemplates:
             )
         return self._unanswerable[lang]
 
+    def generic_questions(self, lang: str) -> list[str]:
+        """Give questions that next to no content answers.
+
+        Args:
+            lang: language of the questions.
+
+        Returns:
+            The questions.
+
+        Raises:
+            InputError: for a language without any.
+        """
+        if lang not in self._generic:
+            raise InputError(
+                f"{self.origin}: no generic_questions.{lang}; add them to a template file of your "
+                "own, or do without (dataset.unanswerable.generic=0)"
+            )
+        return list(self._generic[lang])
+
     def messages(self, sample: Sample, with_target: bool = True) -> list[Message]:
         """Turn a sample into chat messages.
 
@@ -152,7 +192,8 @@ class PromptTemplates:
             (``masked=False``), others are not.
 
         Raises:
-            InputError: for a sample that lacks what its prompt needs.
+            InputError: for a sample that lacks what its prompt needs, or whose target is none of
+                its choices where the templates have a ``choice_answer``.
         """
         if with_target and not sample.target and not _ends_with_assistant(sample):
             raise InputError(f"sample {sample.id!r}: no target to learn; add it to the manifest")
@@ -161,8 +202,23 @@ class PromptTemplates:
         else:
             messages = [Message("user", self._user_content(sample), masked=True)]
         if with_target and not _ends_with_assistant(sample):
-            messages.append(Message("assistant", [_text(sample.target)], masked=False))
+            messages.append(Message("assistant", [_text(self._answer(sample))], masked=False))
         return messages
+
+    def _answer(self, sample: Sample) -> str:
+        if self._choice_answer is None or not sample.choices or sample.messages:
+            return sample.target
+        if sample.target == self._unanswerable.get(sample.target_lang):
+            return sample.target
+        index = find_choice(sample.target, sample.choices)
+        if index is None:
+            raise InputError(
+                f"sample {sample.id!r}: target {sample.target!r} is none of its choices, or "
+                f"several; write the text or the letter of one ({self.origin} has a choice_answer)"
+            )
+        values = {"letter": choice_letter(index), "option": sample.choices[index]}
+        parts = self._choice_answer
+        return "".join(values[part] if place % 2 else part for place, part in enumerate(parts))
 
     def _user_content(self, sample: Sample) -> list[dict[str, str]]:
         kind, needed = ("speech", "speech") if sample.is_speech else ("text", "source_text")
@@ -290,9 +346,9 @@ def _add_text(content: list[dict[str, str]], text: str) -> None:
 
 
 def _lettered(sample: Sample) -> str:
-    if len(sample.choices) > 26:
-        raise InputError(f"sample {sample.id!r}: more than 26 choices; give it fewer")
-    return "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(sample.choices))
+    if len(sample.choices) > MAX_CHOICES:
+        raise InputError(f"sample {sample.id!r}: more than {MAX_CHOICES} choices; give it fewer")
+    return "\n".join(f"{choice_letter(i)}. {choice}" for i, choice in enumerate(sample.choices))
 
 
 def _ends_with_assistant(sample: Sample) -> bool:

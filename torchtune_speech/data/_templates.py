@@ -11,6 +11,8 @@ import yaml
 from torchtune_speech.errors import InputError, did_you_mean
 
 FIELDS = ("speech", "instruction", "source_text", "question", "choices")
+CHOICE_FIELDS = ("letter", "option")
+_SECTIONS = ("wrapping", "instructions", "unanswerable", "generic_questions", "choice_answer")
 _FIELD = re.compile(r"\{(\w+)\}")
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,7 +30,8 @@ def read_template_file(
         seen: files on the way here, so that a circle of ``extends`` is noticed.
 
     Returns:
-        ``wrapping``, ``instructions`` and ``unanswerable``, as far as they are there.
+        ``wrapping``, ``instructions``, ``unanswerable``, ``generic_questions`` and
+        ``choice_answer``, as far as they are there.
 
     Raises:
         InputError: for a file that is absent, is not YAML, or has unknown sections.
@@ -44,7 +47,7 @@ def read_template_file(
         reason = getattr(error, "problem", None) or "not readable as text"
         raise InputError(f"{path}{line}: not valid YAML ({reason}); correct the file") from error
     content = mapping_of(content, str(path), "the file")
-    known = ("extends", "wrapping", "instructions", "unanswerable")
+    known = ("extends", *_SECTIONS)
     for key in content:
         if key not in known:
             hint = did_you_mean(key, known) or f"; use {', '.join(known)}"
@@ -74,6 +77,9 @@ def _merged(base: dict[str, Any], new: dict[str, Any], origin: str) -> dict[str,
     """Lay new entries over old ones: wrappings and answers by key, instructions by language."""
     result = dict(base)
     for section, entries in new.items():
+        if section == "choice_answer":
+            result[section] = entries
+            continue
         merged = dict(result.get(section, {}))
         for key, value in mapping_of(entries, origin, section).items():
             if section == "instructions":
@@ -99,6 +105,14 @@ def check_text(text: Any, where: str) -> None:
         raise InputError(f"{where} is not a non-empty string; write the text, in quotes if need be")
 
 
+def check_texts(texts: Any, where: str) -> None:
+    """Refuse what is no list of texts."""
+    if not isinstance(texts, (list, tuple)) or not texts:
+        raise InputError(f"{where} is not a list of texts; write '- ...' lines")
+    for number, text in enumerate(texts):
+        check_text(text, f"{where}[{number}]")
+
+
 def cut_pool(pool: Any, where: str) -> list[Parts]:
     """Cut a text, or each text of a list, at its fields."""
     if isinstance(pool, str):
@@ -108,13 +122,13 @@ def cut_pool(pool: Any, where: str) -> list[Parts]:
     return [cut_template(text, f"{where}[{number}]") for number, text in enumerate(pool)]
 
 
-def cut_template(template: Any, where: str) -> Parts:
+def cut_template(template: Any, where: str, fields: Sequence[str] = FIELDS) -> Parts:
     """Cut a text at its fields; refuses fields that are unknown."""
     check_text(template, where)
     parts = _FIELD.split(template)
     for name in parts[1::2]:
-        if name not in FIELDS:
-            hint = did_you_mean(name, FIELDS) or f"; the fields are {', '.join(FIELDS)}"
+        if name not in fields:
+            hint = did_you_mean(name, fields) or f"; the fields are {', '.join(fields)}"
             raise InputError(f"{where} has the unknown field {{{name}}}{hint}")
     return parts
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torchtune.models.llama3 import Llama3Tokenizer
 
+from torchtune_speech.config import signature_problem
 from torchtune_speech.data import (
     ChatFormat,
     KeptPositions,
@@ -19,6 +20,7 @@ from torchtune_speech.data import (
     load_manifest,
     resolve_token,
     text_twin,
+    unanswerable_samples,
 )
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
@@ -40,6 +42,7 @@ def speech_dataset(
     ctc: str | None = None,
     pad_token: str | int | None = None,
     normalize: Callable[[str, str], str] = lambda text, lang: text,
+    unanswerable: Mapping[str, Any] | None = None,
     text_twins: bool = False,
     on_bad_sample: str = "fail",
     on_too_long: str = "fail",
@@ -66,6 +69,8 @@ def speech_dataset(
             such targets.
         normalize: ``(text, language) -> text``, put over each transcript for these targets.
             Default all of it.
+        unanswerable: settings of :func:`torchtune_speech.data.unanswerable_samples` (``share``,
+            ``generic``, ``max_overlap``, ``seed``), which are then added. Default None: none.
         text_twins: take the samples' text twins instead, and the text samples as they are.
         on_bad_sample: ``fail`` or ``skip`` bad rows.
         on_too_long: ``fail`` or ``skip`` samples longer than ``max_seq_len``, and with
@@ -76,16 +81,14 @@ def speech_dataset(
         The data set.
 
     Raises:
-        InputError: if a file is missing, or a row is bad.
+        InputError: if a file is missing, a row is bad, or a setting is wrong.
     """
     samples = _load(manifest, tasks, where, on_bad_sample, require_target)
+    prompts = PromptTemplates.from_yaml(templates)
+    if unanswerable is not None:
+        samples += _unanswerable(samples, prompts, unanswerable)
     if text_twins:
-        samples = [twin for s in samples if (twin := text_twin(s) if s.is_speech else s)]
-        if not samples:
-            raise InputError(
-                "dataset.text_twins: no sample has a text twin; st and sqa rows have one when "
-                "they have source_text"
-            )
+        samples = _twins(samples)
     chat = chat_format(tokenizer)
     targets = None
     if pad_token is not None:
@@ -94,7 +97,7 @@ def speech_dataset(
     return SpeechDataset(
         [copy for sample in samples for copy in at_speeds(sample, speeds)],
         chat=chat,
-        templates=PromptTemplates.from_yaml(templates),
+        templates=prompts,
         store=FeatureStore(features, frame_average) if features else None,
         output_length=output_length,
         kept=KeptPositions(kept) if kept else None,
@@ -183,6 +186,31 @@ def _load(
             require_target=require_target,
         )
     ]
+
+
+def _twins(samples: Sequence[Sample]) -> list[Sample]:
+    """The text twins of speech samples, and text samples as they are."""
+    twins = [twin for s in samples if (twin := text_twin(s) if s.is_speech else s)]
+    if not twins:
+        raise InputError(
+            "dataset.text_twins: no sample has a text twin; st and sqa rows have one when they "
+            "have source_text"
+        )
+    return twins
+
+
+def _unanswerable(
+    samples: Sequence[Sample], prompts: PromptTemplates, settings: Any
+) -> list[Sample]:
+    """Samples made as the settings of a config say."""
+    if not isinstance(settings, Mapping):
+        raise InputError(
+            f"dataset.unanswerable: {settings!r}; write settings as in {{share: 0.1}}, or null"
+        )
+    problem = signature_problem(unanswerable_samples, (samples, prompts), settings)
+    if problem:
+        raise InputError(f"dataset.unanswerable: {problem}")
+    return unanswerable_samples(samples, prompts, **settings)
 
 
 def at_speeds(sample: Sample, speeds: Sequence[float]) -> list[Sample]:

@@ -18,7 +18,7 @@ UNANSWERABLE: Mapping[str, str] = {
     "zh": "无法回答。",
 }
 
-QA_SIGNATURE = "norm:squad|articles:en|zh:char"
+QA_SIGNATURE = "norm:squad|articles:en|zh:char|choices:option"
 
 
 def qa(
