@@ -22,7 +22,7 @@ CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_inf
   { echo "error: $(PYTHON): Python 3.11 or 3.12 is needed; try PYTHON=python3.11" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv comet-env official-env test lint demo an4 faults bench loops official-check clean
+.PHONY: help venv comet-env official-env test lint demo demo-2026 an4 faults bench loops official-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ lint: venv ## check style and formatting
 
 demo: venv ## train and score the whole system in the nano world, about 20 minutes on two cores
 	$(BIN)/python -m torchtune_speech.nano.demo
+
+demo-2026: venv ## both versions of SpeechMapper beside the demo's system, some 25 minutes after `make demo`
+	$(BIN)/python -m torchtune_speech.nano.demo_2026
 
 an4: venv ## real people speaking: features, projector and scores on AN4
 	$(BIN)/python -m torchtune_speech.nano.an4 $(AN4_DATA)

@@ -65,23 +65,46 @@ def format_demo_table(report: Mapping[str, Any]) -> str:
     Returns:
         Aligned lines.
     """
-    header = ["", "", "WER", *(f"BLEU {lang}" for lang in LANGUAGES), "QA", "QA unanswerable"]
-    rows = [header] + [[name, text, *_cells(report[name])] for name, text in DESCRIPTIONS.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    rows = [score_header()]
+    rows += [[name, text, *score_cells(report[name])] for name, text in DESCRIPTIONS.items()]
+    return format_rows(rows, left=2) + "\n\n" + test_note(report)
+
+
+def test_note(report: Mapping[str, Any]) -> str:
+    """What the scores were measured on."""
+    n = report["n"]
+    sizes = f"{n['asr']} for ASR, {_size(n['st'])} for ST, {_size(n['sqa'])} for SQA"
+    return f"Unseen sentences, unseen voices: {sizes}. Normalizer: {report['normalizer']}."
+
+
+def format_rows(rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """Cells in columns, with a line under the first row.
+
+    Args:
+        rows: cells, as many in each row.
+        left: how many columns stand at the left of their width; the others at the right.
+
+    Returns:
+        Aligned lines.
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w)
+            cell.ljust(w) if i < left else cell.rjust(w)
             for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
-    n = report["n"]
-    sizes = f"{n['asr']} for ASR, {_size(n['st'])} for ST, {_size(n['sqa'])} for SQA"
-    note = f"Unseen sentences, unseen voices: {sizes}. Normalizer: {report['normalizer']}."
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", note])
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _cells(scores: Mapping[str, Any]) -> list[str]:
+def score_header() -> list[str]:
+    """Heads of a system's name, its description and :func:`score_cells`."""
+    return ["", "", "WER", *(f"BLEU {lang}" for lang in LANGUAGES), "QA", "QA unanswerable"]
+
+
+def score_cells(scores: Mapping[str, Any]) -> list[str]:
+    """Scores of a system, hearing or reading, as cells of a table."""
     translation = scores.get("st") or scores.get("mt") or {}
     answers = scores.get("sqa") or scores.get("qa") or {}
     return [
