@@ -1,0 +1,131 @@
+"""The steps, report and tables of the demo of 2026, without training anything."""
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from torchtune_speech.config import config_path
+from torchtune_speech.nano.demo_2026 import (
+    FAMILY,
+    OUT,
+    prediction_file,
+    steps_2026,
+    system_options,
+    training_folders,
+)
+from torchtune_speech.nano.report_2026 import (
+    SYSTEMS,
+    format_cost_table,
+    format_score_table,
+    report_2026,
+    training_cost,
+)
+
+
+def row(task, lang, target, prediction, number):
+    return {
+        "id": f"{number}-{task}-{lang}",
+        "task": task,
+        "source_lang": "en",
+        "target_lang": lang,
+        "domain": "nano",
+        "target": target,
+        "prediction": prediction,
+        "finish_reason": "stop",
+        "num_tokens": 3,
+    }
+
+
+def test_each_system_is_predicted_after_what_it_is_made_of():
+    steps = steps_2026()
+    predicted = [step.name.removeprefix("predict ") for step in steps if "predict" in step.name]
+    assert predicted == [name for name in SYSTEMS if not name.startswith("2025")]
+    made = {str(step.product.parent.parent) for step in steps} | {
+        str(step.product) for step in steps
+    }
+    for words in system_options().values():
+        for word in words:
+            path = word.partition("=")[2]
+            assert not path.startswith(str(OUT)) or path in made, word
+    folders = {str(folder) for name, folder in training_folders().items() if "2025" not in name}
+    assert folders <= made
+
+
+def test_what_the_steps_change_is_in_the_configs():
+    for step in steps_2026():
+        words = step.run.__closure__ and [
+            cell.cell_contents for cell in step.run.__closure__ if cell.cell_contents is not None
+        ]
+        if not words:
+            continue
+        options = next(w for w in words if isinstance(w, tuple))
+        recipe = next(w for w in words if isinstance(w, str) and w != FAMILY)
+        cfg = OmegaConf.load(config_path(f"{FAMILY}/{recipe}"))
+        for option in options:
+            key = option.lstrip("~").partition("=")[0]
+            parent, _, leaf = key.rpartition(".")
+            where = OmegaConf.select(cfg, parent) if parent else cfg
+            if leaf == "kept" or key == "mixture.task":
+                assert "dataset" in cfg
+            else:
+                assert leaf in where, option
+
+
+def test_predictions_of_the_demo_are_read_where_it_wrote_them():
+    assert prediction_file("2025 A+B") == Path("runs/nano/predictions-A+B.jsonl")
+    assert prediction_file("v2 C kept") == OUT / "v2" / "predictions-C-kept.jsonl"
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A run of each stage: a warm-up step and one through the LLM; stage 1 without LLM."""
+    stages = {}
+    for name in training_folders():
+        folder = tmp_path / name
+        folder.mkdir()
+        extra = {"vectors": 5} if "stage_1" in name else {}
+        rows = [
+            {"loss": 2.0, "ctc_loss": 2.0, "seconds": 0.2, "tokens": 10, **extra},
+            {"loss": 1.0, "ctc_loss": 2.0, "seconds": 0.5, "tokens": 30, **extra},
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        nearest = {"wer": 0.25, "word_cosine": 0.9, "pads_found": 1.0}
+        report = {"nearest_token": nearest}
+        if name.startswith("v2"):
+            report["ctc"] = {"wer": 0.125}
+        (folder / "evaluations.jsonl").write_text(json.dumps({"step": 2, "report": report}) + "\n")
+        stages[name] = folder
+    return stages
+
+
+def test_cost_tells_steps_without_the_llm_apart(folders):
+    assert training_cost(folders["2025 A"]) == {
+        "steps": 2, "seconds": 0.7, "llm_steps": 1, "llm_tokens": 30,
+    }  # fmt: skip
+    assert training_cost(folders["v1 stage_1"])["llm_steps"] == 0
+
+
+def test_report_and_tables(folders):
+    heard = [
+        row("asr", "en", "The nurse reads a book.", "The nurse reads the book.", 0),
+        row("st", "de", "Die Krankenschwester liest heute ein Buch.", "Die Oma schläft jetzt.", 1),
+        row("st", "de", "Die Krankenschwester liest heute ein Buch.", "The nurse reads it now.", 2),
+        row("sqa", "en", "In the garden.", "In the garden.", 3),
+    ]
+    report = report_2026(
+        dict.fromkeys(SYSTEMS, heard), folders=folders, seconds={"a": 1.0}, normalizer="whisper"
+    )
+    assert set(report) == {"2025", "v1", "v2", "normalizer", "n", "seconds"}
+    assert report["v1"]["stage1"]["nearest_token_wer"] == 0.25
+    assert report["v1"]["stage1"]["ctc_wer"] is None and report["v2"]["stage1"]["ctc_wer"] == 0.125
+    assert report["v2"]["C kept"]["asr"]["wer"] == pytest.approx(0.2)
+    assert set(report["v2"]["training"]) == {"stage_1", "stage_2", "stage_2_kept", "C", "C_kept"}
+    lines = format_score_table(report).splitlines()
+    table = lines[: 2 + len(SYSTEMS)]
+    assert len({len(line) for line in table}) == 1
+    assert all(line.split()[-1] == "0.500" for line in table[2:])  # in the language asked for
+    assert "Stage 1 of v1, nearest tokens: WER 0.250 (normalizer: basic)." in lines
+    cost = format_cost_table(report)
+    assert cost.splitlines()[-1].split() == ["v2", "C_kept", "2", "1", "1", "30"]
