@@ -30,7 +30,11 @@ V1_LOSS = ["loss.squared_error=5", "loss.pad_squared_error=5", "loss.cosine=100"
 V1_LOSS += ["loss.absolute=0", "loss.contrast=0", "loss.ctc=0", "learning_rate.projector.lr=1e-3"]
 ON_TEST = ["eval_every_n_steps=null", "eval_dataset.manifest=runs/nano/data/test.jsonl"]
 ON_TEST += ["eval_samples=208"]  # all, once, at the end: nothing is chosen by it
-ALL_TASKS = ["dataset.tasks=[asr,st,sqa]", "mixture.task={asr:0.25,st:0.35,sqa:0.4}", "sigma=0"]
+ALL_TASKS = [
+    "dataset.tasks=[asr,st,sqa]",
+    "mixture={task: {asr: 0.25, st: 0.35, sqa: 0.4}}",
+    "sigma=0",
+]
 NO_EVAL = ["eval_dataset=null"]
 
 
