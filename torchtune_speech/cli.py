@@ -39,7 +39,7 @@ examples:
   torchtune-speech compare old.jsonl new.jsonl           is the new system better, or is it chance?
   torchtune-speech export --llm LLM --adapter runs/nano/C --out merged
                                                          an LLM with its LoRA merged in
-  torchtune-speech keep --checkpoint runs/nano/mapper --features F --output kept.parquet
+  torchtune-speech keep --checkpoint runs/nano-2026/v2/stage_1 --features F --output kept.parquet
                                                          which speech vectors are no pads?
   torchtune-speech agreement scored.jsonl --label human  which metric agrees with people?
   torchtune-speech study fusion_steps                    a question, several variants and seeds
