@@ -160,7 +160,8 @@ PROJECTOR = {
 
 def write_config(world, recipe, **changes):
     """The packaged nano config, pointed at the tiny world."""
-    cfg = yaml.safe_load(open(config_path(f"nano/{recipe}")))
+    family = "nano-2026" if recipe == "speechmapper" else "nano"
+    cfg = yaml.safe_load(open(config_path(f"{family}/{recipe}")))
     cfg["llm_dir"] = str(world / "llm")
     if (family := family_of(world / "llm")) != "llama":
         cfg["model"]["_component_"] = builder_name(family, "lora_rank" in cfg["model"])
