@@ -2,13 +2,14 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from torchtune_speech import config
+from torchtune_speech import config, training
 
 # Before anything imports torch or Hugging Face libraries; subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -115,6 +116,33 @@ def run_recipe(recipe_module, monkeypatch, capsys):
         with pytest.raises(SystemExit) as exit_:
             recipe_module(name).recipe_main()
         return exit_.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run(recipe_module):
+    """A function that runs a recipe in this process, as module fixtures can; gives its exit code.
+
+    ``stop_after`` sends SIGTERM after that step, ``after_step`` is called after each.
+    """
+
+    def run(name, *words, stop_after=None, after_step=lambda number: None):
+        def step(log, number, metrics):
+            take_note(log, number, metrics)
+            if number == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            after_step(number)
+
+        take_note = training.TrainingLog.step
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [name, *map(str, words)])
+            patch.setattr(training.TrainingLog, "step", step)
+            try:
+                recipe_module(name).recipe_main()
+            except SystemExit as exit_:
+                return exit_.code or 0
+        return 0
 
     return run
 

@@ -201,3 +201,18 @@ def write_config(world, recipe, **changes):
     file = world / f"{recipe}.yaml"
     file.write_text(yaml.safe_dump(cfg, sort_keys=False))
     return file
+
+
+def prediction_row(task, lang, target, prediction, number):
+    """A row of a predictions file."""
+    return {
+        "id": f"{number}-{task}-{lang}",
+        "task": task,
+        "source_lang": "en",
+        "target_lang": lang,
+        "domain": "nano",
+        "target": target,
+        "prediction": prediction,
+        "finish_reason": "stop",
+        "num_tokens": 3,
+    }

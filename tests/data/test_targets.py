@@ -8,10 +8,11 @@ import pytest
 import torch
 from tiny_world import SENTENCES, make_chat, make_data, make_llm, make_tokenizer
 
-from torchtune_speech.data import StepBatches, pad_targets, resolve_token
+from torchtune_speech.data import StepBatches, pad_targets, resolve_token, write_kept
 from torchtune_speech.data._plan import Step
 from torchtune_speech.datasets import speech_dataset, transcript_dataset
 from torchtune_speech.errors import InputError
+from torchtune_speech.features import FeatureStore
 
 PAD = "<|reserved_special_token_1|>"
 
@@ -95,6 +96,18 @@ def test_a_batch_has_a_target_for_each_placeholder_in_order(world, one_row):
     assert twins[0]["target_tokens"] is None
     plain = make_dataset(world, pad_token=None)
     assert StepBatches(plain)[step][0]["target_tokens"] is None
+
+
+def test_vectors_that_are_not_kept_have_their_targets_all_the_same(world, tmp_path):
+    store = FeatureStore(world / "data" / "features")
+    kept = {key: (2 * store.num_frames(key), [0, 3]) for key in store}
+    file = tmp_path / "kept.parquet"
+    write_kept(file, kept, fingerprint={}, store_fingerprint=store.fingerprint)
+    step = Step(0, 0, "all", ((3, 1), (0,)), False, {})
+    (whole,) = StepBatches(make_dataset(world, tasks=["asr"]))[step]
+    (batch,) = StepBatches(make_dataset(world, tasks=["asr"], kept=str(file)))[step]
+    assert batch["target_tokens"].equal(whole["target_tokens"])
+    assert len(batch["keep_index"]) == len(batch["speech_index"]) == 6 < len(whole["speech_index"])
 
 
 def test_more_tokens_than_vectors_are_refused_or_skipped(world):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tiny_world import prediction_row as row
 
 from torchtune_speech.nano import _pipeline
 from torchtune_speech.nano._pipeline import PipelineStep, command, run_pipeline, training_step
@@ -56,20 +57,6 @@ def test_the_demo_has_all_its_steps():
     assert names[:6] == ["world", "llm", "features", "A", "B", "C"]
     assert names[6:] == [f"predict {name}" for name in SYSTEMS]
     assert all(step.product.parts[:2] == Path("runs/nano").parts for step in demo_steps())
-
-
-def row(task, lang, target, prediction, number):
-    return {
-        "id": f"{number}-{task}-{lang}",
-        "task": task,
-        "source_lang": "en",
-        "target_lang": lang,
-        "domain": "nano",
-        "target": target,
-        "prediction": prediction,
-        "finish_reason": "stop",
-        "num_tokens": 3,
-    }
 
 
 def test_report_and_table():

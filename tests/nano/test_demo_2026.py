@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from tiny_world import prediction_row as row
+from transformers import LlamaForCausalLM
 
-from torchtune_speech.config import config_path
+from torchtune_speech.nano import _pipeline, demo_2026
+from torchtune_speech.nano._llm import nano_llama_config
+from torchtune_speech.nano._tokenizer import write_tokenizer
 from torchtune_speech.nano.demo_2026 import (
-    FAMILY,
     OUT,
     prediction_file,
     steps_2026,
@@ -22,20 +24,6 @@ from torchtune_speech.nano.report_2026 import (
     report_2026,
     training_cost,
 )
-
-
-def row(task, lang, target, prediction, number):
-    return {
-        "id": f"{number}-{task}-{lang}",
-        "task": task,
-        "source_lang": "en",
-        "target_lang": lang,
-        "domain": "nano",
-        "target": target,
-        "prediction": prediction,
-        "finish_reason": "stop",
-        "num_tokens": 3,
-    }
 
 
 def test_each_system_is_predicted_after_what_it_is_made_of():
@@ -53,24 +41,40 @@ def test_each_system_is_predicted_after_what_it_is_made_of():
     assert folders <= made
 
 
-def test_what_the_steps_change_is_in_the_configs():
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The folder that the commands run in: it has an untrained LLM, and no more."""
+    folder = tmp_path / "runs" / "nano" / "llm"
+    folder.mkdir(parents=True)
+    LlamaForCausalLM(nano_llama_config(write_tokenizer(folder))).save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """The words of each step's command, by step."""
+    words = []
+    monkeypatch.setattr(_pipeline, "command", lambda *w: words.append(w))
+    monkeypatch.setattr(demo_2026, "command", lambda *w: words.append(w))
     for step in steps_2026():
-        words = step.run.__closure__ and [
-            cell.cell_contents for cell in step.run.__closure__ if cell.cell_contents is not None
-        ]
-        if not words:
-            continue
-        options = next(w for w in words if isinstance(w, tuple))
-        recipe = next(w for w in words if isinstance(w, str) and w != FAMILY)
-        cfg = OmegaConf.load(config_path(f"{FAMILY}/{recipe}"))
-        for option in options:
-            key = option.lstrip("~").partition("=")[0]
-            parent, _, leaf = key.rpartition(".")
-            where = OmegaConf.select(cfg, parent) if parent else cfg
-            if leaf == "kept":
-                assert "dataset" in cfg
-            else:
-                assert leaf in where, option
+        step.run()
+    return dict(zip((step.name for step in steps_2026()), words, strict=True))
+
+
+def test_training_commands_plan_their_steps(commands, run, here, capsys):
+    training = {name: words for name, words in commands.items() if "resume=true" in words}
+    assert len(training) == 9 - 1  # but for keep
+    for name, (_, _, recipe, *words) in training.items():
+        assert run(recipe, *words, "dry_run=true") == 0, (name, capsys.readouterr().err)
+        assert "steps" in capsys.readouterr().out
+
+
+def test_generation_commands_are_refused_for_nothing_but_missing_files(commands, run, here, capsys):
+    for name, (_, _, recipe, *words) in commands.items():
+        if "predict" in name:
+            assert run(recipe, *words) == 1
+            error = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+            assert len(error) == 1 and "test.jsonl: manifest not found" in error[0], (name, error)
 
 
 def test_predictions_of_the_demo_are_read_where_it_wrote_them():

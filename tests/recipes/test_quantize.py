@@ -1,9 +1,5 @@
 """Training, resuming and decoding with the frozen LLM in fewer bits."""
 
-import os
-import signal
-import sys
-
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -24,29 +20,6 @@ def world(tmp_path_factory):
     make_llm(folder / "llm")
     make_data(folder / "data")
     return folder
-
-
-@pytest.fixture(scope="module")
-def run(recipe_module):
-    """A function that runs a recipe in this process, to its end or until a step; its exit code."""
-
-    def run(name, *words, stop_after=None):
-        def step(log, number, metrics):
-            take_note(log, number, metrics)
-            if number == stop_after:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        take_note = training.TrainingLog.step
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [name, *map(str, words)])
-            patch.setattr(training.TrainingLog, "step", step)
-            try:
-                recipe_module(name).recipe_main()
-            except SystemExit as exit_:
-                return exit_.code or 0
-        return 0
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,12 @@
 """Stage 1 without the LLM: steps, resume, processes, float16, and what stage A makes of it."""
 
 import json
-import os
-import signal
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_world import PROJECTOR, make_data, make_llm, write_config
 
-from torchtune_speech import training
 from torchtune_speech.files import read_json, read_jsonl
 
 ALL_PARTS = {
@@ -32,29 +28,6 @@ def world(tmp_path_factory):
         folder, "speechmapper", output_dir=str(folder / "M"), loss=ALL_PARTS, normalizer="basic"
     )
     return folder
-
-
-@pytest.fixture(scope="module")
-def run(recipe_module):
-    """A function that runs a recipe in this process; gives its exit code."""
-
-    def run(name, *words, stop_after=None):
-        def step(log, number, metrics):
-            take_note(log, number, metrics)
-            if number == stop_after:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        take_note = training.TrainingLog.step
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [name, *map(str, words)])
-            patch.setattr(training.TrainingLog, "step", step)
-            try:
-                recipe_module(name).recipe_main()
-            except SystemExit as exit_:
-                return exit_.code or 0
-        return 0
-
-    return run
 
 
 @pytest.fixture(scope="module")

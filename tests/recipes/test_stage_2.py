@@ -1,15 +1,12 @@
 """Stage 2 of SpeechMapper: steps under sigma, resume, processes, and what is refused."""
 
-import os
-import signal
-import sys
+import functools
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 from tiny_world import make_data, make_llm, write_config
 
-from torchtune_speech import training
 from torchtune_speech.files import read_jsonl
 
 PAD = "<|reserved_special_token_1|>"
@@ -29,33 +26,15 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(recipe_module, world):
-    """A function that runs recipe projector in this process; gives its exit code."""
-
-    def run(*words, stop_after=None):
-        def step(log, number, metrics):
-            take_note(log, number, metrics)
-            if number == stop_after:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        take_note = training.TrainingLog.step
-        words = ["projector", "--config", world / "projector.yaml", *words]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [str(word) for word in words])
-            patch.setattr(training.TrainingLog, "step", step)
-            try:
-                recipe_module("projector").recipe_main()
-            except SystemExit as exit_:
-                return exit_.code or 0
-        return 0
-
-    return run
+def stage_2(run, world):
+    """A function that runs stage 2, with words for its command line; gives its exit code."""
+    return functools.partial(run, "projector", "--config", world / "projector.yaml")
 
 
 @pytest.fixture(scope="module")
-def trained(world, run):
+def trained(world, stage_2):
     """Six steps of stage 2."""
-    assert run() == 0
+    assert stage_2() == 0
     return world
 
 
@@ -68,7 +47,7 @@ def weights(folder):
     return load_file(folder / "step_6" / "projector.safetensors")
 
 
-def test_each_step_tells_both_parts(trained, run):
+def test_each_step_tells_both_parts(trained, stage_2):
     rows = read_jsonl(trained / "S" / "metrics.jsonl")
     assert len(rows) == 6
     for row in rows:
@@ -76,7 +55,7 @@ def test_each_step_tells_both_parts(trained, run):
         assert row["loss"] == pytest.approx(expected, rel=1e-6)
         assert row["loss_mse"] > 0 and row["ctc_loss"] > 0
     out = trained / "plain"
-    assert run(f"output_dir={out}", "sigma=0", "pad_token=null", "normalizer=null") == 0
+    assert stage_2(f"output_dir={out}", "sigma=0", "pad_token=null", "normalizer=null") == 0
     assert not any("loss_mse" in row for row in read_jsonl(out / "metrics.jsonl"))
 
 
@@ -91,19 +70,19 @@ def test_two_processes_take_the_steps_of_one(trained, tune_run):
     assert all((one[k] - two[k]).abs().max() < 1e-4 for k in one)
 
 
-def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(trained, run):
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(trained, stage_2):
     out = trained / "stopped"
-    assert run(f"output_dir={out}", stop_after=3) == 143
-    assert run(f"output_dir={out}", "resume=true") == 0
+    assert stage_2(f"output_dir={out}", stop_after=3) == 143
+    assert stage_2(f"output_dir={out}", "resume=true") == 0
     assert losses(out) == losses(trained / "S")
     one, two = weights(trained / "S"), weights(out)
     assert all((one[k] == two[k]).all() for k in one)
 
 
-def test_dry_run_tells_of_the_samples_that_fit(trained, run, capsys):
-    assert run("dry_run=true", f"output_dir={trained / 'dry'}") == 0
+def test_dry_run_tells_of_the_samples_that_fit(trained, stage_2, capsys):
+    assert stage_2("dry_run=true", f"output_dir={trained / 'dry'}") == 0
     (line,) = [x for x in capsys.readouterr().out.splitlines() if " samples, " in x]
     fewer = int(line.split()[0])
-    assert run("dry_run=true", "sigma=0", f"output_dir={trained / 'dry'}") == 0
+    assert stage_2("dry_run=true", "sigma=0", f"output_dir={trained / 'dry'}") == 0
     (line,) = [x for x in capsys.readouterr().out.splitlines() if " samples, " in x]
     assert 0 < fewer < int(line.split()[0])

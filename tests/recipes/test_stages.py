@@ -7,7 +7,6 @@ import os
 import pickle
 import resource
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -33,33 +32,6 @@ def world(tmp_path_factory):
 
 def losses(folder):
     return [row["loss"] for row in read_jsonl(folder / "metrics.jsonl")]
-
-
-@pytest.fixture(scope="module")
-def run(recipe_module):
-    """A function that runs a recipe in this process, as module fixtures can; gives its exit code.
-
-    ``stop_after`` sends SIGTERM after that step, ``after_step`` is called after each.
-    """
-
-    def run(name, *words, stop_after=None, after_step=lambda number: None):
-        def step(log, number, metrics):
-            take_note(log, number, metrics)
-            if number == stop_after:
-                os.kill(os.getpid(), signal.SIGTERM)
-            after_step(number)
-
-        take_note = training.TrainingLog.step
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [name, *map(str, words)])
-            patch.setattr(training.TrainingLog, "step", step)
-            try:
-                recipe_module(name).recipe_main()
-            except SystemExit as exit_:
-                return exit_.code or 0
-        return 0
-
-    return run
 
 
 def near_weights(one, two, atol=1e-4):

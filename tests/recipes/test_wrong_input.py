@@ -455,6 +455,10 @@ for _name, _words, *_parts in (
 
 _LOSSES = "squared_error pad_squared_error absolute cosine contrast ctc".split()
 
+_FIRE = ["~projector.embed_dim", "projector.block_dims=[16,16]", "projector.ffn_dims=16"]
+_FIRE += ["projector._component_=torchtune_speech.models.speechmapper_projector"]
+_FIRE += ["projector.strides=1", "projector.fire_by_ctc=true"]
+
 for _name, _words, *_parts in (
     ("rows_of_the_table", ["vocab_size=7"], "vocab_size: 7, but the embedding table of"),
     ("pad_beyond_the_table", ["pad_token=99999"], "pad_token: 99999 is token 99999, but the table"),
@@ -476,6 +480,14 @@ for _name, _words, *_parts in (
     ("store", ["dataset.features=nowhere"], "nowhere: no such folder; run extract_features"),
     ("rows_without_audio", ["dataset.tasks=[mt]"], "0-mt: has 0 audios", "dataset.tasks=[asr]"),
     ("unanswerable", ["dataset.unanswerable={share: 0.1}"], "has no argument 'unanswerable'"),
+    (
+        "fire_by_characters",
+        [*_FIRE, "dataset.ctc=characters", "projector.ctc_vocab_size=39"],
+        "dataset.ctc: projector.fire_by_ctc counts the LLM's tokens",
+        "set dataset.ctc=tokens, or projector.fire_by_ctc=false",
+    ),
+    ("fire_unheard", [*_FIRE, "loss.ctc=0"], "loss.ctc: 0, but projector.fire_by_ctc needs a head"),
+    ("fire_without_a_head", [*_FIRE, "projector.ctc_vocab_size=null"], "needs a CTC head and a"),
 ):
     simple("speechmapper", _name, _words, *_parts)
 

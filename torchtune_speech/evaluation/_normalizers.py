@@ -76,10 +76,8 @@ def normalizer(name: str, lang: str = "en") -> Normalizer:
         "l'acqua com'è"
     """
     if name not in NORMALIZERS:
-        raise InputError(
-            f"normalizer: unknown name {name!r}{did_you_mean(name, NORMALIZERS)}; "
-            f"choose from {', '.join(NORMALIZERS)}"
-        )
+        hint = did_you_mean(name, NORMALIZERS) or f"; choose from {', '.join(NORMALIZERS)}"
+        raise InputError(f"normalizer: unknown name {name!r}{hint}")
     if name == "none":
         return _fold_whitespace
     if name == "basic":

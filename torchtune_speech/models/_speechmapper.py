@@ -165,6 +165,11 @@ class SpeechMapperProjector(nn.Module):
         """The Transformer layers of all blocks, to shard, compile or recompute one by one."""
         return nn.ModuleList(layer for block in self.blocks for layer in block.layers)
 
+    @property
+    def fires_by_ctc(self) -> bool:
+        """Whether the CTC head decides what a speech vector is made of."""
+        return any(isinstance(block.conv, FireByCTC) for block in self.blocks)
+
     def reset_parameters(self) -> None:
         """Draw all parameters anew, as after building on the meta device and ``to_empty``."""
         for module in self.modules():
@@ -222,14 +227,13 @@ class SpeechMapperProjector(nn.Module):
         if return_ctc and self.ctc_proj is None:
             raise ValueError("the projector has no CTC head; build it with ctc_vocab_size")
         x = self.input_norm(frames_td.to(self.out_proj.weight.dtype))
-        fires = any(isinstance(block.conv, FireByCTC) for block in self.blocks)
         ctc_logits = None
         for number, block in enumerate(self.blocks, start=1):
             if isinstance(block.conv, FireByCTC):
                 x, lengths_u = block(x, lengths_u, ctc_logits)
             else:
                 x, lengths_u = block(x, lengths_u)
-            if number == self.ctc_block and (fires or return_ctc):
+            if number == self.ctc_block and (self.fires_by_ctc or return_ctc):
                 ctc_logits = self.ctc_proj(self.ctc_norm(x))
         vectors = self.out_proj(self.norm(self.out_layers(x)))
         return (vectors, ctc_logits) if return_ctc else vectors

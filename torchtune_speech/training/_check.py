@@ -124,10 +124,8 @@ def check_embedding_loss(
         raise InputError(f"loss: {weights!r}; give weights of {', '.join(PARTS)}")
     for name in weights:
         if name not in PARTS:
-            raise InputError(
-                f"loss.{name}: unknown part{did_you_mean(str(name), PARTS)}; "
-                f"choose from {', '.join(PARTS)}"
-            )
+            hint = did_you_mean(str(name), PARTS) or f"; choose from {', '.join(PARTS)}"
+            raise InputError(f"loss.{name}: unknown part{hint}")
     numbers = {f"loss.{k}": v for k, v in weights.items()} | {"pad_weight": pad_weight}
     for key, value in numbers.items():
         if not _is_number(value) or value < 0:
@@ -183,6 +181,11 @@ def check_projector(
         raise InputError(
             f"projector.ctc_vocab_size: {size or 'null'}, but {key}.ctc has {labels} labels; "
             f"set projector.ctc_vocab_size={labels}, or {key}.ctc=null"
+        )
+    if getattr(projector, "fires_by_ctc", False) and not isinstance(dataset.ctc, TokenLabels):
+        raise InputError(
+            f"{key}.ctc: projector.fire_by_ctc counts the LLM's tokens, these labels are "
+            f"characters; set {key}.ctc=tokens, or projector.fire_by_ctc=false"
         )
 
 
