@@ -62,8 +62,9 @@ official-env: .venv-official/.installed ## build .venv-official, the libraries o
 	@touch $@
 
 test: venv ## run the tests
-# One thread a process: the tensors are tiny and some tests start two processes.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+# One thread a process: the tensors are tiny and some tests start two processes. Two files at a
+# time, each whole in one process: what a file's tests share is made once.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: venv ## check style and formatting
 	$(BIN)/ruff check

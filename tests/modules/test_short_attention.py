@@ -37,3 +37,16 @@ def test_packed_attention_in_bfloat16_is_that_of_float32_to_its_precision(causal
     torch.testing.assert_close(
         packed_attention(qkv, packing, causal).float(), exact, rtol=0.02, atol=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "torch_s"),
+    [(torch.bfloat16, 64, False), (torch.float32, 64, True), (torch.bfloat16, 1100, True)],
+)
+def test_only_short_utterances_in_bfloat16_bypass_torch_s_kernel_on_a_cpu(dtype, length, torch_s):
+    packing = Packing.from_lengths(torch.tensor([length]), min_frames=1)
+    qkv = torch.randn(length, 3, 1, 8, dtype=dtype)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        packed_attention(qkv, packing)
+    names = {event.key for event in profiler.key_averages()}
+    assert any("scaled_dot_product" in name for name in names) is torch_s

@@ -355,7 +355,7 @@ def test_dry_run_writes_nothing(data, tmp_path, manifest, capfd):
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("name", ["nano", "an4", "llama3_1_8b", "qwen3_4b"])
+@pytest.mark.parametrize("name", ["nano", "an4", "llama3_1_8b", "llama3_1_8b-2026", "qwen3_4b"])
 def test_shipped_configs(name):
     file = ROOT / "configs" / name / "extract_features.yaml"
     assert file.read_text().startswith("# Recipe: extract_features - ")

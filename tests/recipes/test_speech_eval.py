@@ -161,7 +161,7 @@ def test_unknown_keys_are_refused_by_name(tmp_path):
         run(predictions="x.jsonl", normaliser="basic")
 
 
-@pytest.mark.parametrize("family", ["nano", "an4", "llama3_1_8b", "qwen3_4b"])
+@pytest.mark.parametrize("family", ["nano", "an4", "llama3_1_8b", "llama3_1_8b-2026", "qwen3_4b"])
 def test_shipped_configs_fit_the_recipe(family):
     path = config_path(f"{family}/speech_eval")
     assert path.read_text(encoding="utf-8").startswith("# Recipe: speech_eval - ")

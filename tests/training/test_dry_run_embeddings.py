@@ -13,7 +13,7 @@ TABLE = 128_256 * 4096
 
 
 def make_config(**changes):
-    cfg = OmegaConf.load(config_path("llama3_1_8b/speechmapper"))
+    cfg = OmegaConf.load(config_path("llama3_1_8b-2026/speechmapper"))
     return OmegaConf.merge(cfg, {"llm_dir": "nowhere"}, changes)
 
 
