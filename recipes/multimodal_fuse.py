@@ -112,7 +112,9 @@ class MultimodalFuseRecipe:
             training.warn_if_incoherent(cfg.projector_checkpoint)
         projector_from = checkpoint or cfg.projector_checkpoint
         adapter_from = checkpoint or cfg.adapter_checkpoint
-        training.check_checkpoint_fits(projector_from, self.fingerprints, store=True)
+        training.check_checkpoint_fits(
+            projector_from, self.fingerprints, store=True, projector=cfg.projector
+        )
         training.check_kept(projector_from, self.fingerprints["kept"])
         training.check_checkpoint_fits(adapter_from, self.fingerprints, store=False)
         self.model = training.build_speech_llm(

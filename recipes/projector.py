@@ -132,7 +132,9 @@ class ProjectorRecipe:
         if checkpoint is not None:
             training.check_resume(checkpoint, cfg, self.fingerprints, self.max_steps)
         projector_from = checkpoint or cfg.projector_checkpoint
-        training.check_checkpoint_fits(projector_from, self.fingerprints, store=True)
+        training.check_checkpoint_fits(
+            projector_from, self.fingerprints, store=True, projector=cfg.projector
+        )
         training.check_kept(projector_from, self.fingerprints["kept"])
         training.check_checkpoint_fits(cfg.adapter_checkpoint, self.fingerprints, store=False)
         self.model = training.build_speech_llm(

@@ -138,7 +138,9 @@ class SpeechGenerateRecipe:
         if projector_from:
             if found["store"] is not None:  # there is speech
                 self._check_kept(projector_from, found["kept"])
-            training.check_checkpoint_fits(projector_from, found, store=True)
+            training.check_checkpoint_fits(
+                projector_from, found, store=True, projector=cfg.projector
+            )
         if adapter_from:
             training.check_checkpoint_fits(adapter_from, found, store=False)
         self.model = training.build_speech_llm(

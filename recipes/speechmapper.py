@@ -104,7 +104,9 @@ class SpeechMapperRecipe:
         if checkpoint is not None:
             training.check_resume(checkpoint, cfg, self.fingerprints, self.max_steps)
         projector_from = checkpoint or cfg.projector_checkpoint
-        training.check_checkpoint_fits(projector_from, self.fingerprints, store=True)
+        training.check_checkpoint_fits(
+            projector_from, self.fingerprints, store=True, projector=cfg.projector
+        )
         self.model = training.build_projector_with_table(
             llm_dir=cfg.llm_dir,
             projector=projector,

@@ -8,7 +8,7 @@ import soundfile
 import torch
 import yaml
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_world import FRAME_DIM, make_data, make_llm, write_config
 
 from torchtune_speech import config
@@ -45,21 +45,26 @@ def keep(world, *words):
         return exit_.code
 
 
-@pytest.fixture(scope="module")
-def mapped(tmp_path_factory, run):
-    """Stage 1, until it finds words and pads, and the file of what it keeps."""
-    folder = tmp_path_factory.mktemp("world")
-    make_llm(folder / "llm")
-    make_data(folder / "data")
-    file = write_config(folder, "speechmapper", output_dir=str(folder / "M"), eval_dataset=None)
+def map_speech(run, world, name, *words, frame_average=None):
+    """Stage 1, until it finds words and pads, as run ``name``."""
+    file = write_config(world, "speechmapper", output_dir=str(world / name), eval_dataset=None)
     cfg = yaml.safe_load(file.read_text())
-    cfg["dataset"] |= {"on_too_long": "skip", "ctc": None}
+    cfg["dataset"] |= {"on_too_long": "skip", "ctc": None, "frame_average": frame_average}
     cfg["loss"]["ctc"] = 0.0
     cfg["projector"] |= {"embed_dim": 32}
     file.write_text(yaml.safe_dump(cfg))
-    words = ["max_steps=250", "learning_rate.projector.lr=1e-2", "pad_weight=1"]
-    words += ["learning_rate.projector.warmup_steps=10"]
-    assert run("speechmapper", "--config", file, *words) == 0
+    usual = ["max_steps=250", "learning_rate.projector.lr=1e-2", "pad_weight=1"]
+    usual += ["learning_rate.projector.warmup_steps=10"]
+    assert run("speechmapper", "--config", file, *usual, *words) == 0
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory, run):
+    """Stage 1, and the file of what it keeps."""
+    folder = tmp_path_factory.mktemp("world")
+    make_llm(folder / "llm")
+    make_data(folder / "data")
+    map_speech(run, folder, "M")
     assert keep(folder) == 0
     return folder
 
@@ -76,17 +81,15 @@ def later_config(world, recipe, **changes):
     return file
 
 
-def test_the_command_keeps_what_a_plain_loop_keeps(mapped, capsys):
-    capsys.readouterr()
-    assert keep(mapped) == 0
-    told = capsys.readouterr().out
-    stage = read_json(mapped / "M" / "step_250" / "stage.json")
+def assert_keeps_what_a_plain_loop_keeps(world, checkpoint, file, frame_average=None):
+    """Compare a file with the projector run on one utterance at a time; gives vectors and kept."""
+    stage = read_json(checkpoint / "stage.json")
     projector = config.instantiate(OmegaConf.create(stage["config"]["projector"])).eval()
-    projector.load_state_dict(load_file(mapped / "M" / "step_250" / "projector.safetensors"))
-    table = load_embedding_table(mapped / "llm")
-    kept = KeptPositions(mapped / "kept.parquet")
-    store = FeatureStore(mapped / "data" / "features")
-    pad, total = kept.fingerprint["pad_token"], 0
+    projector.load_state_dict(load_file(checkpoint / "projector.safetensors"))
+    table = load_embedding_table(world / "llm")
+    kept = KeptPositions(file)
+    store = FeatureStore(world / "data" / "features", frame_average)
+    pad, vectors_of_all, total = kept.fingerprint["pad_token"], 0, 0
     for key in store:
         with torch.no_grad():
             vectors = projector(store[key].float(), torch.tensor([store.num_frames(key)]))
@@ -96,10 +99,56 @@ def test_the_command_keeps_what_a_plain_loop_keeps(mapped, capsys):
             likeness = torch.cosine_similarity(vectors, table[[pad]], dim=-1)
             positions = likeness.argmin()[None]
         assert kept.positions(key, len(vectors)).tolist() == positions.tolist(), key
-        total += len(positions)
-    frames = sum(map(store.num_frames, store))
-    assert 0 < total < 0.8 * frames
-    assert f"8 utterances; the LLM reads {total} of {frames} speech vectors" in told
+        vectors_of_all, total = vectors_of_all + len(vectors), total + len(positions)
+    return vectors_of_all, total
+
+
+def test_the_command_keeps_what_a_plain_loop_keeps(mapped, capsys):
+    capsys.readouterr()
+    assert keep(mapped) == 0
+    told = capsys.readouterr().out
+    vectors, total = assert_keeps_what_a_plain_loop_keeps(
+        mapped, mapped / "M" / "step_250", mapped / "kept.parquet"
+    )
+    assert 0 < total < 0.8 * vectors
+    assert f"8 utterances; the LLM reads {total} of {vectors} speech vectors" in told
+
+
+@pytest.fixture(scope="module")
+def other_kept(mapped, run):
+    """What another stage 1 keeps, which had dropout and averaged frames."""
+    words = ["max_steps=60", "projector.dropout=0.5"]
+    map_speech(run, mapped, "M2", *words, frame_average=2)
+    file = mapped / "kept2.parquet"
+    assert keep(mapped, "--checkpoint", str(mapped / "M2"), "--output", str(file)) == 0
+    return file
+
+
+def test_the_command_averages_as_stage_1_did_and_drops_nothing_out(mapped, other_kept):
+    checkpoint = mapped / "M2" / "step_60"
+    vectors, total = assert_keeps_what_a_plain_loop_keeps(mapped, checkpoint, other_kept, 2)
+    assert 0 < total < vectors
+
+
+def test_what_another_projector_keeps_is_refused(mapped, run, capsys):
+    """Another run of stage 1, on the same frames and with the same settings."""
+    shutil.copytree(mapped / "M", mapped / "M3")
+    file = mapped / "M3" / "step_250" / "projector.safetensors"
+    save_file({name: w * 1.01 for name, w in load_file(file).items()}, file)
+    words = ["--checkpoint", str(mapped / "M3"), "--output", str(mapped / "kept3.parquet")]
+    assert keep(mapped, *words) == 0
+    stages = {"projector_checkpoint": str(mapped / "M"), "adapter_checkpoint": None}
+    outs = {"multimodal_fuse": "output_dir", "speech_generate": "output", "projector": "output_dir"}
+    for recipe, out in outs.items():
+        config_file = later_config(mapped, recipe, **stages, **{out: str(mapped / f"{recipe}-X")})
+        kept = [f"dataset.kept={mapped / 'kept3.parquet'}"]
+        if recipe != "speech_generate":
+            kept += ["eval_dataset=null", "max_steps=1"]
+        capsys.readouterr()
+        assert run(recipe, "--config", config_file, *kept) == 1
+        assert "dataset.kept: made with another projector than that of" in capsys.readouterr().err
+        words = [*kept, f"projector_checkpoint={mapped / 'M3'}"]
+        assert run(recipe, "--config", config_file, *words) == 0
 
 
 @pytest.fixture(scope="module")

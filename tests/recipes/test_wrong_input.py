@@ -250,13 +250,13 @@ for _recipe in ("projector", "multimodal_fuse", "speech_generate"):
     def in_dim(world, tmp):
         return [store(tmp, dim=20)]
 
-    simple(
-        _recipe,
-        "out_dim",
-        ["projector.out_dim=48"],
-        "projector.out_dim: 48, but the LLM's embeddings are 32 wide; set projector.out_dim",
-    )
 
+simple(
+    "projector",
+    "out_dim",
+    ["projector.out_dim=48"],
+    "projector.out_dim: 48, but the LLM's embeddings are 32 wide; set projector.out_dim",
+)
 simple(
     "projector",
     "heads",
@@ -367,13 +367,21 @@ for _recipe in ("multimodal_fuse", "speech_generate"):
     def checkpoint_without_lora(world, tmp):
         return [f"adapter_checkpoint={world / 'A'}"]
 
-    @case(_recipe, "A: projector.", "has shape (16", "the model (8", "use the model settings")
-    def projector_of_another_shape(world, tmp):
-        return ["projector.embed_dim=8"]
-
-    @case(_recipe, "A: holds no projector.layers.1.", "use the projector settings")
-    def projector_of_more_layers(world, tmp):
-        return ["projector.num_layers=2"]
+    for _name, _words, _line in (
+        ("out_dim", ["projector.out_dim=48"], "=32, this run has 48; set projector.out_dim=32"),
+        ("embed_dim", ["projector.embed_dim=8"], "=16, this run has 8; set projector.embed_dim=16"),
+        ("num_layers", ["projector.num_layers=2"], "=1, this run has 2; set projector.num_layers"),
+        ("num_heads", ["projector.num_heads=4"], "=2, this run has 4; set projector.num_heads=2"),
+        ("activation", ["projector.activation=silu"], "=gelu, this run has silu; set projector."),
+        ("ctc_layer", ["projector.ctc_layer=0"], "=null, this run has 0; set projector.ctc_layer"),
+        (
+            "_component_",
+            ["projector._component_=torchtune_speech.models.conformer_projector"],
+            "=torchtune_speech.models.transformer_projector, this run has torchtune_speech.models.",
+        ),
+    ):
+        _trained = f"A: trained with projector.{_name}{_line}"
+        simple(_recipe, f"projector_of_another_{_name.strip('_')}", _words, _trained)
 
     simple(
         _recipe,
@@ -387,6 +395,13 @@ for _recipe in ("multimodal_fuse", "speech_generate"):
         ["model.lora_alpha=32"],
         "B: LoRA of alpha 16, but model.lora_alpha is 32; set model.lora_alpha=16",
     )
+
+
+for _recipe in ("projector", "speechmapper"):
+
+    @case(_recipe, "A: trained with projector.num_heads=2, this run has 4; set projector.num_heads")
+    def projector_of_another_num_heads(world, tmp):
+        return [f"projector_checkpoint={world / 'A'}", "projector.num_heads=4"]
 
 
 @case("speech_generate", "checkpoint: null, so the projector would be untrained; give a run")
@@ -407,6 +422,11 @@ def resume_refused(world, tmp):
 @case("projector", "A/step_1: resume=true, but rows_per_step was 3 and is 2; go on with what")
 def resume_with_other_steps(world, tmp):
     return [f"output_dir={world / 'A'}", "resume=true", "rows_per_step=2"]
+
+
+@case("projector", "A/step_1: trained with projector.num_heads=2, this run has 4; set projector.")
+def resume_with_another_network(world, tmp):
+    return [f"output_dir={world / 'A'}", "resume=true", "projector.num_heads=4"]
 
 
 @case("projector", "A/step_1: resume=true, but the data of the run was another; go on with what")

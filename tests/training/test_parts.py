@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tiny_world import make_data, make_llm, make_tokenizer
 from torch import nn
 
@@ -293,6 +294,62 @@ def test_each_part_of_an_llm_counts_for_its_fingerprint(tmp_path):
         (tmp_path / "step_1" / "stage.json").write_text(json.dumps(stage))
         with pytest.raises(InputError, match="changed files"):
             check_checkpoint_fits(tmp_path, {"llm": found, "store": None}, store=False)
+
+
+TRANSFORMER = {
+    "_component_": "torchtune_speech.models.transformer_projector",
+    "in_dim": 12,
+    "out_dim": 32,
+    "num_heads": 2,
+}
+MAPPER = {"_component_": "torchtune_speech.models.speechmapper_projector", "ctc_vocab_size": 39}
+
+
+def check_projectors(folder, then, now):
+    """Whether a checkpoint that recorded one projector may be loaded into another."""
+    (folder / "step_1").mkdir(exist_ok=True)
+    found = {"llm": {"name": "llm"}, "store": None}
+    stage = {"format": 1, "fingerprints": found, "config": {"projector": then}}
+    (folder / "step_1" / "stage.json").write_text(json.dumps(stage))
+    now = None if now is None else OmegaConf.create(now)
+    check_checkpoint_fits(folder, found, store=True, projector=now)
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        (TRANSFORMER, TRANSFORMER | {"dropout": 0.1, "output_scale": 0.1}),
+        (TRANSFORMER, TRANSFORMER | {"activation": "gelu", "positions": "rotary"}),
+        (TRANSFORMER | {"of_another_version": 1}, TRANSFORMER),
+        # A CTC head is left behind, or begins.
+        (TRANSFORMER | {"ctc_vocab_size": 39, "ctc_layer": 2}, TRANSFORMER),
+        (TRANSFORMER, TRANSFORMER | {"ctc_vocab_size": 39, "ctc_layer": 2}),
+        (MAPPER, MAPPER | {"block_dims": [1024, 2048]}),  # as the default, a tuple
+        (None, TRANSFORMER),
+        (TRANSFORMER, None),
+    ],
+)
+def test_settings_that_make_the_same_network_are_accepted(tmp_path, then, now):
+    check_projectors(tmp_path, then, now)
+
+
+@pytest.mark.parametrize(
+    ("then", "changes", "message"),
+    [
+        (TRANSFORMER, {"num_heads": 4}, "num_heads=2, this run has 4; set projector.num_heads=2"),
+        (TRANSFORMER, {"activation": "silu"}, "activation=gelu, this run has silu"),
+        (TRANSFORMER, {"positions": "learned"}, "positions=rotary, this run has learned"),
+        (TRANSFORMER | {"ctc_vocab_size": 39}, {"ctc_layer": 0}, "ctc_layer=null, this run has 0"),
+        (MAPPER, {"ctc_block": 2}, "ctc_block=1, this run has 2"),
+        (MAPPER, {"ctc_vocab_size": 40}, "ctc_vocab_size=39, this run has 40"),
+        (MAPPER, {"strides": [1, 4]}, r"strides=2, this run has \[1, 4\]"),
+        (MAPPER, {"input_norm": False}, "input_norm=true, this run has false"),
+        (TRANSFORMER, {"_component_": MAPPER["_component_"]}, "_component_=torchtune_speech.mo"),
+    ],
+)
+def test_settings_that_make_another_network_are_refused(tmp_path, then, changes, message):
+    with pytest.raises(InputError, match=f"trained with projector.{message}"):
+        check_projectors(tmp_path, then, then | changes)
 
 
 def test_a_pointer_in_the_place_of_weights_is_named(tmp_path):

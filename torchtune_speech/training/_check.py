@@ -1,5 +1,7 @@
 """Settings, data and checkpoints that do not fit: refused before anything is loaded or written."""
 
+import inspect
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchtune.utils import get_logger, log_rank_zero
 
+from torchtune_speech.config import locate
 from torchtune_speech.data import SpeechDataset, TokenLabels, TranscriptDataset
 from torchtune_speech.errors import InputError, did_you_mean
 from torchtune_speech.features import check_fingerprint
 from torchtune_speech.models import check_quantize, read_hf_config
-from torchtune_speech.training._checkpoint import is_peft_folder, read_stage
+from torchtune_speech.training._checkpoint import is_peft_folder, projector_digest, read_stage
 from torchtune_speech.training._embedding_objective import PARTS, EmbeddingLoss
 from torchtune_speech.training._evaluate_embeddings import transcript_normalizer
 
@@ -306,22 +309,29 @@ def check_frame_width(projector: nn.Module, dim: int, frames: str) -> None:
 
 
 def check_checkpoint_fits(
-    path: str | Path | None, found: Mapping[str, Any], *, store: bool
+    path: str | Path | None,
+    found: Mapping[str, Any],
+    *,
+    store: bool,
+    projector: DictConfig | None = None,
 ) -> None:
-    """Refuse a checkpoint that was trained with another LLM or on other encoder frames.
+    """Refuse a checkpoint of another LLM, other encoder frames or another kind of projector.
 
     Args:
         path: the checkpoint; None is nothing to refuse. A PEFT folder from elsewhere tells nothing
             of itself and is accepted.
         found: fingerprints of this run.
         store: whether its frames matter (they do not for LoRA trained on text).
+        projector: component node of the projector that is to get the checkpoint's weights; None
+            for none.
 
     Raises:
-        InputError: naming the field that differs.
+        InputError: naming what differs.
     """
     if path is None or is_peft_folder(path):
         return
-    expected = read_stage(path)["fingerprints"]
+    stage = read_stage(path)
+    expected = stage["fingerprints"]
     if any(expected["llm"].get(k, v) != v for k, v in found["llm"].items() if k != "name"):
         raise InputError(
             f"{path}: trained with the LLM {expected['llm']['name']!r}, "
@@ -332,6 +342,45 @@ def check_checkpoint_fits(
         check_fingerprint(
             expected["store"], found["store"], f"{path} against this run's feature store"
         )
+    if projector is not None and stage["config"].get("projector") is not None:
+        now = OmegaConf.to_container(projector, resolve=True)
+        _check_projector_settings(path, stage["config"]["projector"], now)
+
+
+def _check_projector_settings(
+    path: str | Path, then: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Refuse another builder, or settings with which the weights would be another network.
+
+    Many leave all shapes as they are, so that loading the weights would not notice.
+    """
+    keys = ["_component_"]
+    if then["_component_"] == now["_component_"]:
+        # A checkpoint may be older than a setting, which then has its default, or know of one
+        # that is no more.
+        parameters = inspect.signature(locate(now["_component_"], "projector")).parameters
+        defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
+        then, now = defaults | then, defaults | now
+        # A CTC head may be left behind, or begin with this run.
+        both_ctc = None not in (then.get("ctc_vocab_size"), now.get("ctc_vocab_size"))
+        keys = [k for k in now if _shapes_output(k) and (both_ctc or not k.startswith("ctc_"))]
+    for key in keys:
+        ours, theirs = _as_word(now[key]), _as_word(then.get(key))
+        if ours != theirs:
+            raise InputError(
+                f"{path}: trained with projector.{key}={theirs}, this run has {ours}; "
+                f"set projector.{key}={theirs}"
+            )
+
+
+def _shapes_output(key: str) -> bool:
+    """Whether a projector that is trained gives other vectors under another value."""
+    return "dropout" not in key and key != "output_scale"  # of the initial weights
+
+
+def _as_word(value: Any) -> str:
+    """A value as on the command line; a tuple, as a default may be, as a list."""
+    return value if isinstance(value, str) else json.dumps(value, default=repr)
 
 
 def check_kept(
@@ -339,7 +388,8 @@ def check_kept(
 ) -> None:
     """Refuse other speech vectors than those that a projector was trained to give the LLM.
 
-    A projector that was trained without dropping pads, one of stage 1 say, may drop them.
+    A projector that was trained without dropping pads may drop them; one of stage 1 those that it
+    found itself.
 
     Args:
         path: the projector's checkpoint; None is nothing to refuse.
@@ -351,7 +401,17 @@ def check_kept(
     """
     if path is None or is_peft_folder(path):
         return
-    expected = read_stage(path)["fingerprints"].get("kept")
+    stage = read_stage(path)
+    if (
+        kept is not None
+        and stage["stage"] == "speechmapper"
+        and kept["projector"] != projector_digest(path)
+    ):
+        raise InputError(
+            f"{key}: made with another projector than that of {path}; run torchtune-speech keep "
+            f"again with --checkpoint {path}"
+        )
+    expected = stage["fingerprints"].get("kept")
     if expected is not None and expected != kept:
         now = "all speech vectors" if kept is None else "what another projector keeps"
         raise InputError(
@@ -394,7 +454,7 @@ def check_resume(
     Raises:
         InputError: naming what differs.
     """
-    check_checkpoint_fits(path, found, store=True)
+    check_checkpoint_fits(path, found, store=True, projector=cfg.get("projector"))
     if read_stage(path)["fingerprints"].get("kept") != found.get("kept"):
         raise InputError(
             f"{path}: resume=true, but dataset.kept was another file or null; go on with what the "

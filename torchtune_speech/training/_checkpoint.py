@@ -4,6 +4,7 @@
 ``stage.json``, and ``state/`` with what a resumed run needs.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -260,6 +261,19 @@ def read_stage(path: str | Path) -> dict[str, Any]:
         The parsed file.
     """
     return read_json(find_checkpoint(path) / "stage.json")
+
+
+def projector_digest(path: str | Path) -> str:
+    """What tells the projector of a checkpoint from any other.
+
+    Args:
+        path: see :func:`find_checkpoint`.
+
+    Returns:
+        SHA-256 of the file with its weights, as hexadecimal digits.
+    """
+    with open(find_checkpoint(path) / "projector.safetensors", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_trained(

@@ -1,7 +1,6 @@
 """Which speech vectors of a store are no pads, as a stage-1 projector sees it."""
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,11 @@ from torchtune_speech.models import ProjectorWithTable
 from torchtune_speech.modules import non_pads
 from torchtune_speech.training._build import build_projector_with_table
 from torchtune_speech.training._check import check_checkpoint_fits
-from torchtune_speech.training._checkpoint import find_checkpoint, read_stage
+from torchtune_speech.training._checkpoint import (
+    find_checkpoint,
+    projector_digest,
+    read_stage,
+)
 from torchtune_speech.training._process import Process, start_process
 from torchtune_speech.training._run import table_fingerprint
 
@@ -94,12 +97,10 @@ def keep_non_pads(
             kept.update(zip(keys, zip(lengths_u, positions, strict=True), strict=True))
             only_pads += int(only_pads_u.sum())
             bar.update(len(keys))
-    with open(folder / "projector.safetensors", "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     write_kept(
         output,
         kept,
-        fingerprint={"projector": digest, "pad_token": pad_token},
+        fingerprint={"projector": projector_digest(folder), "pad_token": pad_token},
         store_fingerprint=store.fingerprint,
     )
     return KeepReport(
