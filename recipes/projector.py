@@ -36,8 +36,8 @@ KEYS = {
     "mixture": "weights of tasks, domains and languages; null for a shuffled pass over all samples",
     "spec_augment": "masks over time and bins, arguments of spec_augment; null for none",
     "sigma": "0 to 1: loss (1 - sigma) * cross-entropy + sigma * squared error to the words; or 0",
-    "pad_token": "under sigma, what fills up a transcript: id or name of a token no text holds",
-    "normalizer": "under sigma, what of a transcript counts: basic, whisper, mms, or none for all",
+    "pad_token": "what fills up a transcript: id or name of a token no text holds; or null",
+    "normalizer": "with pad_token: what of a transcript counts: basic, whisper, mms, or none (all)",
     "ctc_weight": "weight of the projector's auxiliary CTC loss; 0 for none",
     "ctc_only_steps": "first steps, a warm-up on the CTC loss without running the LLM",
     "embedding_weight": "in the warm-up, weight of the distance to the embeddings CTC hears; or 0",
@@ -108,9 +108,12 @@ class ProjectorRecipe:
             needs_ctc=cfg.ctc_weight > 0 or only_ctc,
             only_speech=True,
         )
-        if cfg.sigma > 0:
+        if self.dataset.targets is not None:
             training.check_pad_token(cfg.pad_token, self.dataset.targets.pad_token, cfg.llm_dir)
+        if cfg.sigma > 0:
             self.error_unit = embedding_mean_square(cfg.llm_dir)
+        else:
+            self.dataset.targets = None  # they have told which rows fit
         if only_ctc and cfg.embedding_weight > 0:
             self.blank_token = training.check_embedding_target(
                 projector, self.dataset, cfg.embedding_blank

@@ -18,7 +18,6 @@ from torch.amp import GradScaler
 
 from torchtune_speech import config, training
 from torchtune_speech.data import TranscriptBatches
-from torchtune_speech.errors import InputError
 
 KEYS = {
     "output_dir": "folder of the run: metrics.jsonl, evaluations.jsonl and checkpoints step_N",
@@ -115,7 +114,6 @@ class SpeechMapperRecipe:
             dtype=self.dtype,
             contrast=self.loss.contrast > 0,
         )
-        self._check_table(len(self.model.table))
         self.groups = training.trainable_groups(self.model, *TRAINED)
         training.check_space(cfg, self.groups, self.max_steps)
         self.schedules = training.check_learning_rates(cfg.learning_rate, self.groups)
@@ -138,25 +136,15 @@ class SpeechMapperRecipe:
         self.eval_dataset = (
             config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
         )
-        training.check_projector(
-            projector, self.dataset, needs_ctc=self.loss.ctc > 0, ctc_key="loss.ctc"
+        training.check_mapper(
+            projector,
+            self.dataset,
+            self.eval_dataset,
+            ctc_weight=self.loss.ctc,
+            llm_dir=cfg.llm_dir,
+            vocab_size=cfg.vocab_size,
+            pad_token=cfg.pad_token,
         )
-        if getattr(projector, "fires_by_ctc", False) and not self.loss.ctc > 0:
-            raise InputError(
-                "loss.ctc: 0, but projector.fire_by_ctc needs a head that has learnt to hear; "
-                "raise it, or set projector.fire_by_ctc=false"
-            )
-        if self.eval_dataset is not None:
-            training.check_projector(projector, self.eval_dataset, key="eval_dataset")
-
-    def _check_table(self, rows: int) -> None:
-        cfg = self.cfg
-        if cfg.vocab_size not in (None, rows):
-            raise InputError(
-                f"vocab_size: {cfg.vocab_size}, but the embedding table of {cfg.llm_dir} has "
-                f"{rows} rows; set vocab_size={rows}, or null"
-            )
-        training.check_pad_token(cfg.pad_token, self.dataset.pad_token, cfg.llm_dir)
 
     def train(self) -> bool:
         """Take the steps of the plan; evaluate and save on the way.

@@ -7,7 +7,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_world import make_data, make_llm, write_config
 
-from torchtune_speech.files import read_jsonl
+from torchtune_speech.files import read_json, read_jsonl
 
 PAD = "<|reserved_special_token_1|>"
 
@@ -79,10 +79,24 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(trained, stage_2):
     assert all((one[k] == two[k]).all() for k in one)
 
 
-def test_dry_run_tells_of_the_samples_that_fit(trained, stage_2, capsys):
-    assert stage_2("dry_run=true", f"output_dir={trained / 'dry'}") == 0
+def samples_of_dry_run(stage_2, capsys, *words):
+    """Number of samples that a dry run tells of."""
+    capsys.readouterr()
+    assert stage_2("dry_run=true", "output_dir=nowhere", *words) == 0
     (line,) = [x for x in capsys.readouterr().out.splitlines() if " samples, " in x]
-    fewer = int(line.split()[0])
-    assert stage_2("dry_run=true", "sigma=0", f"output_dir={trained / 'dry'}") == 0
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if " samples, " in x]
-    assert 0 < fewer < int(line.split()[0])
+    return int(line.split()[0])
+
+
+def test_dry_run_tells_of_the_samples_that_fit(world, stage_2, capsys):
+    fewer = samples_of_dry_run(stage_2, capsys)
+    assert samples_of_dry_run(stage_2, capsys, "sigma=0") == fewer
+    whole = samples_of_dry_run(stage_2, capsys, "sigma=0", "pad_token=null", "normalizer=null")
+    assert 0 < fewer < whole
+
+
+def test_the_data_does_not_depend_on_sigma(trained, stage_2):
+    out = trained / "sigma-0"
+    assert stage_2(f"output_dir={out}", "sigma=0") == 0
+    one, two = (read_json(d / "step_6" / "stage.json") for d in (trained / "S", out))
+    assert one["fingerprints"] == two["fingerprints"]
+    assert not any("loss_mse" in row for row in read_jsonl(out / "metrics.jsonl"))

@@ -44,6 +44,7 @@ def world(tmp_path_factory, recipe_module):
 
 
 CASES = {}
+DRY_RUNS = []  # names of cases that a dry run with data refuses, too
 
 
 def case(recipe, *parts):
@@ -328,6 +329,15 @@ def two_of_one_name(world, tmp):
     return [f"dataset.manifest=[{file},{file}]"]
 
 
+simple(
+    "projector",
+    "text_for_a_listener",
+    ["dataset.tasks=[asr,mt]"],
+    "dataset: sample 0-mt has no speech, from which a projector could learn; take tasks",
+)
+DRY_RUNS.append("projector-text_for_a_listener")
+
+
 @case("lora_finetune_text", "dataset: sample ", "has speech", "set dataset.text_twins=true")
 def speech_for_a_reader(world, tmp):
     return ["dataset.text_twins=false", store(tmp)]
@@ -488,6 +498,7 @@ for _name, _words, *_parts in (
     ("no_loss", [f"loss.{name}=0" for name in _LOSSES], "loss: all weights are 0"),
     ("no_labels", ["dataset.ctc=null", "loss.ctc=0.3"], "or loss.ctc to 0"),
     ("labels", ["dataset.ctc=tokens", "projector.ctc_vocab_size=39"], "projector.ctc_vocab_size: "),
+    ("frame_width", ["projector.in_dim=13"], "projector.in_dim: 13, but the frames of"),
     ("width", ["projector.out_dim=16"], "projector.out_dim: 16, but the LLM's embeddings are 32"),
     ("no_frames", ["max_frames=0"], "max_frames: 0; give a whole number of 1 or more"),
     (
@@ -510,6 +521,8 @@ for _name, _words, *_parts in (
     ("fire_without_a_head", [*_FIRE, "projector.ctc_vocab_size=null"], "needs a CTC head and a"),
 ):
     simple("speechmapper", _name, _words, *_parts)
+    if _name != "store":  # without one a dry run goes on
+        DRY_RUNS.append(f"speechmapper-{_name}")
 
 _SIGMA = ["sigma=0.5", "pad_token=<|reserved_special_token_1|>", "normalizer=basic"]
 _SIGMA += ["dataset.on_too_long=skip"]
@@ -520,6 +533,12 @@ for _name, _words, *_parts in (
     ("sigma_pad_beyond_the_table", ["pad_token=99999"], "pad_token: 99999 is token 99999, but the"),
     ("sigma_without_normalizer", ["normalizer=null"], "normalizer: null, but sigma is 0.5; give"),
     (
+        "pad_without_normalizer",
+        ["sigma=0", "normalizer=null"],
+        "normalizer: null, but pad_token is given; give that of stage 1, or sigma=0 and pad_token",
+    ),
+    ("pad_beyond_the_table", ["sigma=0", "pad_token=99999"], "pad_token: 99999 is token 99999"),
+    (
         "sigma_too_few_vectors",
         ["dataset.on_too_long=fail"],
         "tokens for fewer speech vectors",
@@ -527,6 +546,7 @@ for _name, _words, *_parts in (
     ),
 ):
     simple("projector", _name, [*_SIGMA, *_words], *_parts)
+    DRY_RUNS.append(f"projector-{_name}")
 
 # ---- questions ----------------------------------------------------------------------------------
 
@@ -676,6 +696,15 @@ def test_wrong_input_is_one_line_and_leaves_nothing(name, world, run_recipe, tmp
     assert "Traceback" not in err
     assert not out.exists()
     assert sorted(world.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", DRY_RUNS)
+def test_a_dry_run_refuses_what_the_run_refuses(name, world, run_recipe, tmp_path):
+    recipe, parts, prepare = CASES[name]
+    words = [f"output_dir={tmp_path / 'out'}", "dry_run=true", *prepare(world, tmp_path)]
+    code, out, err = run_recipe(recipe, "--config", world / f"{recipe}.yaml", *words)
+    assert code == 1, out
+    assert all(part in err for part in parts)
 
 
 def test_two_processes_say_it_once(world, tune_run, tmp_path):

@@ -10,6 +10,7 @@ from tiny_world import make_data, make_llm, make_tokenizer, write_config
 
 from torchtune_speech import config, training
 from torchtune_speech.errors import InputError
+from torchtune_speech.training import _dry_run
 
 TRAINED = {
     "projector": ("projector",),
@@ -32,6 +33,8 @@ REAL = {
         "7.49",
     ),
 }
+# Of SeamlessM4T-v2's 50 a second, as each family's extract_features averages them.
+RATES = {"llama3_1_8b": "16.7", "qwen3_4b": "25"}
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +78,12 @@ def test_real_sizes_without_any_file(family, recipe, run_recipe, tmp_path, monke
     assert re.search(rf"frozen weights +{frozen} GiB +{frozen} GiB +bf16\n", out)
     notes = [line for line in out.splitlines() if "SYNTHETIC" in line]
     assert len(notes) == 1 and "data/europarl_st/train.jsonl" in notes[0]
+    rate = "" if recipe == "lora_finetune_text" else f" ({RATES[family]} frames a second)"
+    assert f"SYNTHETIC lengths{rate}, since" in notes[0]
     rows = step_table(out)
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5", "6"]
-    assert all(float(row[5].rstrip("%")) > 90 for row in rows)
+    # Twins stand in the rows of their speech, which is longer than its text.
+    assert all(float(row[5].rstrip("%")) > (75 if "twins" in row[1] else 90) for row in rows)
     if recipe == "multimodal_fuse":
         sources = [row[1] for row in rows]
         assert sources[sources.index("st/de") + 1] == "st/de (text twins)"
@@ -141,6 +147,47 @@ def test_wrong_settings_are_errors_although_nothing_is_loaded(world):
         cfg = OmegaConf.merge(good, OmegaConf.from_dotlist([words]))
         with pytest.raises(InputError, match=message):
             training.dry_run_report(cfg, TRAINED["projector"])
+
+
+def test_rows_that_the_run_refuses_are_refused(world):
+    for recipe, words, message in [
+        ("projector", ["dataset.tasks=[asr,mt]"], "dataset: sample 0-mt has no speech"),
+        ("lora_finetune_text", ["dataset.text_twins=false"], "has speech, and this recipe trains"),
+        (
+            "projector",
+            ["pad_token=99999", "normalizer=basic", "dataset.on_too_long=skip"],
+            "pad_token: 99999 is token 99999, but the table of",
+        ),
+    ]:
+        features = str(world / "data" / "features")
+        good = OmegaConf.load(write_config(world, recipe))
+        cfg = OmegaConf.merge(
+            good, {"dataset": {"features": features}}, OmegaConf.from_dotlist(words)
+        )
+        with pytest.raises(InputError, match=message):
+            training.dry_run_report(cfg, TRAINED[recipe])
+    mixed = OmegaConf.load(write_config(world, "multimodal_fuse", mixture=None))
+    mixed.dataset.tasks = ["asr", "mt"]  # LoRA learns from text, too
+    assert "16 samples" in training.dry_run_report(mixed, TRAINED["multimodal_fuse"])
+
+
+def test_a_ctc_loss_without_a_head_is_refused_without_data(world):
+    for recipe in ("projector", "multimodal_fuse"):
+        cfg = OmegaConf.load(write_config(world, recipe, ctc_weight=0.3))
+        cfg.dataset.manifest, cfg.projector.ctc_vocab_size = "nowhere", None
+        with pytest.raises(InputError, match="projector.ctc_vocab_size: null, but the CTC loss"):
+            training.dry_run_report(cfg, TRAINED[recipe])
+
+
+def test_frames_of_a_store_that_is_not_there(world):
+    cfg = OmegaConf.load(write_config(world, "projector"))
+    for dataset, rate in [
+        ({"features": "runs/an4/features"}, 50),
+        ({"features": "elsewhere"}, 50 / 3),
+        ({"features": "elsewhere", "frame_average": 5}, 10),
+    ]:
+        cfg.dataset |= dataset
+        assert _dry_run.frame_rate(cfg) == rate
 
 
 def test_processes_share_the_memory_and_the_first_one_prints(world, monkeypatch, capsys):

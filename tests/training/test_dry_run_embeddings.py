@@ -24,7 +24,7 @@ def test_8b_fits_a_small_gpu_without_any_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     trained = int(re.search(r"projector +([\d,]+)", report)[1].replace(",", ""))
     assert trained == pytest.approx(277e6, rel=0.01)
-    assert f"{TABLE:,}" in report and "SYNTHETIC" in report
+    assert f"{TABLE:,}" in report and "SYNTHETIC lengths (25 frames a second), since" in report
     assert len(re.findall(r"^  \d +4 ", report, flags=re.M)) == 6
     memory = training.predict_embeddings_memory(cfg)
     assert memory.parts["frozen weights"] == 2 * TABLE
@@ -50,3 +50,15 @@ def test_rows_the_contrast_and_processes_count():
 def test_the_rows_of_the_table_must_be_known():
     with pytest.raises(InputError, match="vocab_size: null, and nowhere is not there to tell it"):
         training.embeddings_dry_run_report(make_config(vocab_size=None))
+
+
+def test_what_the_run_refuses_is_refused_without_data():
+    qwen = OmegaConf.load(config_path("qwen3_4b/speechmapper"))
+    qwen.llm_dir = "nowhere"
+    qwen.projector.ctc_vocab_size = None
+    with pytest.raises(InputError, match="projector.ctc_vocab_size: null, but the CTC loss needs"):
+        training.embeddings_dry_run_report(qwen)
+    qwen.projector |= {"ctc_vocab_size": 39, "fire_by_ctc": True}
+    qwen.loss.ctc = 0
+    with pytest.raises(InputError, match="loss.ctc: 0, but projector.fire_by_ctc needs a head"):
+        training.embeddings_dry_run_report(qwen)

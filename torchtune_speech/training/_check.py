@@ -192,27 +192,97 @@ def check_projector(
         )
 
 
+def check_ctc_head(projector: nn.Module, ctc_key: str) -> None:
+    """Refuse a CTC loss of a projector that has no head for it.
+
+    Args:
+        projector: the projector.
+        ctc_key: config key, or keys, of the weight of the CTC loss.
+
+    Raises:
+        InputError: saying what to set.
+    """
+    if getattr(projector, "ctc_proj", None) is None:
+        raise InputError(
+            "projector.ctc_vocab_size: null, but the CTC loss needs a head; set it to the number "
+            f"of labels of dataset.ctc and the blank, or {ctc_key} to 0"
+        )
+
+
+def check_mapper(
+    projector: nn.Module,
+    dataset: TranscriptDataset | None,
+    eval_dataset: TranscriptDataset | None = None,
+    *,
+    ctc_weight: float,
+    llm_dir: str | Path,
+    vocab_size: int | None,
+    pad_token: str | int,
+) -> None:
+    """Refuse what does not fit together in recipe ``speechmapper``: projector, loss, data, LLM.
+
+    Args:
+        projector: the projector.
+        dataset: training data; None where it is not there.
+        eval_dataset: dev data; None for none.
+        ctc_weight: weight of the CTC loss.
+        llm_dir: Hugging Face folder of the LLM; nothing is refused for it where it is not there.
+        vocab_size: rows that its embedding table is to have; None for any.
+        pad_token: as the config gives it.
+
+    Raises:
+        InputError: naming the key to change.
+    """
+    if dataset is not None:
+        check_projector(projector, dataset, needs_ctc=ctc_weight > 0, ctc_key="loss.ctc")
+    if eval_dataset is not None:
+        check_projector(projector, eval_dataset, key="eval_dataset")
+    if ctc_weight > 0:
+        check_ctc_head(projector, "loss.ctc")
+    elif getattr(projector, "fires_by_ctc", False):
+        raise InputError(
+            "loss.ctc: 0, but projector.fire_by_ctc needs a head that has learnt to hear; "
+            "raise it, or set projector.fire_by_ctc=false"
+        )
+    if not (Path(llm_dir) / "config.json").is_file():
+        return
+    rows = read_hf_config(llm_dir)["vocab_size"]
+    if vocab_size not in (None, rows):
+        raise InputError(
+            f"vocab_size: {vocab_size}, but the embedding table of {llm_dir} has "
+            f"{rows} rows; set vocab_size={rows}, or null"
+        )
+    if dataset is not None:
+        check_pad_token(pad_token, dataset.pad_token, llm_dir)
+
+
 def target_settings(
     sigma: float, pad_token: str | int | None, normalizer: str | None
 ) -> dict[str, Any]:
     """What :func:`torchtune_speech.datasets.speech_dataset` needs to make target tokens.
 
+    They are made at sigma 0, too, where a pad token is given: rows with too few vectors for them
+    are left out whatever sigma is, so that it alone differs between runs.
+
     Args:
         sigma: weight of the squared error to their embeddings.
-        pad_token: fills up a transcript.
+        pad_token: fills up a transcript; None, which needs a sigma of 0, for no targets.
         normalizer: name of a normaliser, see :func:`transcript_normalizer`.
 
     Returns:
-        Its arguments; none where sigma is 0.
+        Its arguments; none without targets.
 
     Raises:
         InputError: if one is missing or unknown.
     """
-    if not sigma > 0:
+    if pad_token is None and not sigma > 0:
         return {}
+    why = f"sigma is {sigma}" if sigma > 0 else "pad_token is given"
     for key, value in (("pad_token", pad_token), ("normalizer", normalizer)):
         if value is None:
-            raise InputError(f"{key}: null, but sigma is {sigma}; give that of stage 1, or sigma=0")
+            raise InputError(
+                f"{key}: null, but {why}; give that of stage 1, or sigma=0 and pad_token=null"
+            )
     return {"pad_token": pad_token, "normalize": transcript_normalizer(normalizer)}
 
 

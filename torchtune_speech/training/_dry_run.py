@@ -7,13 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from torchtune_speech import config
 from torchtune_speech.data import AudioCut, Plan, Sample, Step, fill, plan_sources, text_twin
 from torchtune_speech.models import SpeechLLM
 from torchtune_speech.training._build import meta_speech_llm
-from torchtune_speech.training._check import check_projector, check_settings, target_settings
+from torchtune_speech.training._check import (
+    check_ctc_head,
+    check_pad_token,
+    check_projector,
+    check_settings,
+    check_text_only,
+    target_settings,
+)
 from torchtune_speech.training._loader import build_plan, resolve_max_steps
 from torchtune_speech.training._memory import (
     ACTIVATIONS,
@@ -30,7 +37,8 @@ from torchtune_speech.training._process import compute_dtype
 
 # Sentences of EuroParl-ST and CoVoST 2, passages of Spoken-SQuAD.
 _SECONDS, _SECONDS_SQA = (2, 20), (20, 120)
-_FRAMES_PER_SECOND = 50 / 3  # SeamlessM4T-v2, averaged by 3
+_FRAMES_PER_SECOND = 50  # before they are averaged: SeamlessM4T-v2, and our filter bank
+_FRAME_AVERAGE = 3  # of an unknown feature store
 _TOKENS_PER_SECOND = 4  # of a transcript
 _PROMPT_TOKENS, _ANSWER_TOKENS = 35, 15
 _SYNTHETIC_SAMPLES = 20_000
@@ -71,6 +79,8 @@ def dry_run_report(
         projector = config.instantiate(cfg.get("projector"))
     model = meta_speech_llm(cfg.model, projector, dtype)
     check_learning_rates(cfg.learning_rate, trainable_groups(model, *trained))
+    if model.projector is not None and _needs_ctc(cfg):
+        check_ctc_head(model.projector, "ctc_weight and ctc_only_steps")
     parts = [
         ["dry run: built on the meta device, nothing loaded, nothing written"],
         ["parameters", *_parameter_table(cfg, model, trained)],
@@ -78,7 +88,7 @@ def dry_run_report(
             f"memory of one process{f' of {world_size}' if world_size > 1 else ''}, predicted",
             *_memory_table(cfg, trained, world_size),
         ],
-        _plan_table(cfg, model, steps),
+        _plan_table(cfg, model, trained, steps),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
@@ -149,14 +159,17 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
-def _plan_table(cfg: DictConfig, model: SpeechLLM, steps: int) -> list[str]:
+def _needs_ctc(cfg: DictConfig) -> bool:
+    return cfg.ctc_weight > 0 or cfg.get("ctc_only_steps", 0) > 0
+
+
+def _plan_table(cfg: DictConfig, model: SpeechLLM, trained: Sequence[str], steps: int) -> list[str]:
     missing = missing_files(cfg)
     if missing:
         plan, lengths = _synthetic_plan(cfg, model)
-        more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
-        note = f"SYNTHETIC lengths, since the data is not there: {', '.join(missing[:2])}{more}"
+        note = synthetic_note(missing, None if model.projector is None else frame_rate(cfg))
     else:
-        plan, lengths, note = _real_plan(cfg, model)
+        plan, lengths, note = _real_plan(cfg, model, trained)
     total = resolve_max_steps(plan, max_steps=cfg.max_steps, epochs=cfg.epochs)
     # Epochs of synthetic data say nothing.
     of_total = "" if missing and cfg.max_steps is None else f" of {total:,}"
@@ -201,7 +214,43 @@ def missing_files(cfg: DictConfig) -> list[str]:
     return [str(p) for p in paths if p and not Path(p).exists()]
 
 
-def _real_plan(cfg: DictConfig, model: SpeechLLM) -> tuple[Plan, np.ndarray, str]:
+def frame_rate(cfg: DictConfig) -> float:
+    """Frames a second that are reckoned with where there is no feature store.
+
+    Args:
+        cfg: configuration of a training recipe.
+
+    Returns:
+        50, averaged as ``dataset`` says, or as the packaged extraction does that would write this
+        store; by 3 where neither is known.
+    """
+    average = cfg.dataset.get("frame_average")
+    for name in config.config_names("extract_features"):
+        extraction = OmegaConf.load(config.config_path(name))
+        if extraction.output_dir == cfg.dataset.get("features"):
+            average = average or extraction.frame_average
+    return _FRAMES_PER_SECOND / (average or _FRAME_AVERAGE)
+
+
+def synthetic_note(missing: Sequence[str], frames_per_second: float | None) -> str:
+    """What a plan without data is made of.
+
+    Args:
+        missing: what is not there.
+        frames_per_second: of the speech; None for text.
+
+    Returns:
+        The line.
+    """
+    more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+    rate = f" ({frames_per_second:.3g} frames a second)" if frames_per_second else ""
+    files = ", ".join(missing[:2])
+    return f"SYNTHETIC lengths{rate}, since the data is not there: {files}{more}"
+
+
+def _real_plan(
+    cfg: DictConfig, model: SpeechLLM, trained: Sequence[str]
+) -> tuple[Plan, np.ndarray, str]:
     speech = {} if model.projector is None else {"output_length": model.projector.output_length}
     targets = (cfg.get(key) for key in ("pad_token", "normalizer"))
     speech |= target_settings(cfg.get("sigma", 0), *targets)
@@ -211,14 +260,17 @@ def _real_plan(cfg: DictConfig, model: SpeechLLM) -> tuple[Plan, np.ndarray, str
         max_seq_len=cfg.max_seq_len,
         **speech,
     )
-    if model.projector is not None:
-        only_ctc = cfg.get("ctc_only_steps", 0) > 0
+    if model.projector is None:
+        check_text_only(dataset)
+    else:
         check_projector(
             model.projector,
             dataset,
-            needs_ctc=cfg.ctc_weight > 0 or only_ctc,
-            only_speech=only_ctc,
+            needs_ctc=_needs_ctc(cfg),
+            only_speech=tuple(trained) == ("projector",),
         )
+    if dataset.targets is not None and (Path(cfg.llm_dir) / "config.json").is_file():
+        check_pad_token(cfg.pad_token, dataset.targets.pad_token, cfg.llm_dir)
     plan = build_plan(
         dataset,
         max_seq_len=cfg.max_seq_len,
@@ -240,7 +292,7 @@ def _synthetic_plan(cfg: DictConfig, model: SpeechLLM) -> tuple[Plan, np.ndarray
     other = _PROMPT_TOKENS + np.where(is_qa, _ANSWER_TOKENS, text)
     lengths = other + text
     if model.projector is not None:
-        frames = (seconds * _FRAMES_PER_SECOND).astype(int)
+        frames = (seconds * frame_rate(cfg)).astype(int)
         vectors = model.projector.output_length(torch.from_numpy(frames)).numpy()
         lengths = other + np.where(is_speech, vectors, text)
     twins = np.where([text_twin(s) is not None for s in samples], other + text, 0)

@@ -10,11 +10,29 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from torchtune_speech import config
-from torchtune_speech.data import Plan, Sample, Step, TranscriptBatch, fill, plan_sources
+from torchtune_speech.data import (
+    Plan,
+    Sample,
+    Step,
+    TranscriptBatch,
+    TranscriptDataset,
+    fill,
+    plan_sources,
+)
 from torchtune_speech.errors import InputError
 from torchtune_speech.models import ProjectorWithTable, read_hf_config
-from torchtune_speech.training._check import check_embedding_loss, check_settings
-from torchtune_speech.training._dry_run import gib, missing_files, table_lines
+from torchtune_speech.training._check import (
+    check_embedding_loss,
+    check_mapper,
+    check_settings,
+)
+from torchtune_speech.training._dry_run import (
+    frame_rate,
+    gib,
+    missing_files,
+    synthetic_note,
+    table_lines,
+)
 from torchtune_speech.training._embedding_objective import (
     EmbeddingLoss,
     embedding_loss_sums,
@@ -35,7 +53,6 @@ from torchtune_speech.training._optim import check_learning_rates, trainable_gro
 from torchtune_speech.training._process import compute_dtype
 
 _SECONDS = (2, 35)  # of an utterance of LibriSpeech
-_FRAMES_PER_SECOND = 25  # SeamlessM4T-v2, averaged by 2
 _SAMPLE_S = 10
 _SYNTHETIC_SAMPLES = 20_000
 
@@ -67,13 +84,22 @@ def embeddings_dry_run_report(cfg: DictConfig, world_size: int = 1, steps: int =
     """
     check_settings(cfg)
     model = _meta_model(cfg)
+    dataset = None if missing_files(cfg) else _dataset(cfg, model.projector)
+    check_mapper(
+        model.projector,
+        dataset,
+        ctc_weight=_loss_of(cfg).ctc,
+        llm_dir=cfg.llm_dir,
+        vocab_size=cfg.vocab_size,
+        pad_token=cfg.pad_token,
+    )
     check_learning_rates(cfg.learning_rate, trainable_groups(model, "projector"))
     others = f" of {world_size}" if world_size > 1 else ""
     parts = [
         ["dry run: built on the meta device, nothing loaded, nothing written"],
         ["parameters", *_parameter_table(cfg, model)],
         [f"memory of one process{others}, predicted", *_memory_table(cfg, world_size)],
-        _plan_table(cfg, model.projector, steps),
+        _plan_table(cfg, dataset, steps),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
@@ -102,7 +128,7 @@ def _meta_model(cfg: DictConfig) -> ProjectorWithTable:
     dtype = compute_dtype(cfg.dtype, scaled_loss=True)
     with torch.device("meta"):
         projector = config.instantiate(cfg.projector)
-    shape = (_table_rows(cfg), projector.out_dim)
+    shape = _table_shape(cfg, projector)
     embeddings = torch.empty(shape, dtype=dtype, device="meta")
     model = ProjectorWithTable(projector, embeddings)
     if _loss_of(cfg).contrast > 0:
@@ -110,14 +136,17 @@ def _meta_model(cfg: DictConfig) -> ProjectorWithTable:
     return model
 
 
-def _table_rows(cfg: DictConfig) -> int:
-    """Rows of the embedding table: ``vocab_size``, or what the LLM's ``config.json`` says."""
-    if cfg.vocab_size is None and not Path(cfg.llm_dir).is_dir():
+def _table_shape(cfg: DictConfig, projector: nn.Module) -> tuple[int, int]:
+    """Of the embedding table: what the LLM's ``config.json`` says, where it is there."""
+    if (Path(cfg.llm_dir) / "config.json").is_file():
+        llm = read_hf_config(cfg.llm_dir)
+        return llm["vocab_size"], llm["hidden_size"]
+    if cfg.vocab_size is None:
         raise InputError(
             f"vocab_size: null, and {cfg.llm_dir} is not there to tell it; give the rows of the "
             "embedding table for a dry run without it"
         )
-    return cfg.vocab_size or read_hf_config(cfg.llm_dir)["vocab_size"]
+    return cfg.vocab_size, projector.out_dim
 
 
 def _loss_of(cfg: DictConfig) -> EmbeddingLoss:
@@ -134,7 +163,7 @@ def _loss(cfg: DictConfig, model: ProjectorWithTable, batch: TranscriptBatch) ->
 
 def _full_batch(cfg: DictConfig, projector: nn.Module, world_size: int) -> TranscriptBatch:
     """As many utterances as fill the rows that a process computes at a time."""
-    per_row = max(1, cfg.max_frames // (_SAMPLE_S * _FRAMES_PER_SECOND))
+    per_row = max(1, int(cfg.max_frames / (_SAMPLE_S * frame_rate(cfg))))
     utterances, frames = rows_at_a_time(cfg, world_size) * per_row, cfg.max_frames // per_row
     vectors = utterances * int(projector.output_length(frames))
     labels = int(projector.ctc_length(frames)) // 4
@@ -179,24 +208,28 @@ def _memory_table(cfg: DictConfig, world_size: int) -> list[str]:
     return table_lines(lines)
 
 
-def _plan_table(cfg: DictConfig, projector: nn.Module, steps: int) -> list[str]:
+def _dataset(cfg: DictConfig, projector: nn.Module) -> TranscriptDataset:
+    return config.instantiate(
+        cfg.dataset,
+        tokenizer=config.instantiate(cfg.tokenizer),
+        pad_token=cfg.pad_token,
+        output_length=projector.output_length,
+        normalize=transcript_normalizer(cfg.normalizer),
+        max_frames=cfg.max_frames,
+    )
+
+
+def _plan_table(cfg: DictConfig, dataset: TranscriptDataset | None, steps: int) -> list[str]:
     missing = missing_files(cfg)
-    if missing:
+    if dataset is None:
         rng = np.random.default_rng(0)
         seconds = rng.uniform(*_SECONDS, _SYNTHETIC_SAMPLES)
-        lengths = (seconds * _FRAMES_PER_SECOND).astype(np.int32)
+        rate = frame_rate(cfg)
+        lengths = (seconds * rate).astype(np.int32)
         lengths = lengths[lengths <= cfg.max_frames]
         samples = [Sample(id=str(i), task="asr", target="-") for i in range(len(lengths))]
-        note = f"SYNTHETIC lengths, since the data is not there: {', '.join(missing[:2])}"
+        note = synthetic_note(missing, rate)
     else:
-        dataset = config.instantiate(
-            cfg.dataset,
-            tokenizer=config.instantiate(cfg.tokenizer),
-            pad_token=cfg.pad_token,
-            output_length=projector.output_length,
-            normalize=transcript_normalizer(cfg.normalizer),
-            max_frames=cfg.max_frames,
-        )
         samples, lengths = dataset.samples, dataset.lengths
         note = f"{len(dataset):,} samples, {lengths.sum():,} frames"
     plan = Plan(
