@@ -104,6 +104,27 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(mapped, run, capsys
         assert all(torch.equal(one[k], two[k]) for k in one)
 
 
+def test_masks_reach_the_projector(mapped, run):
+    out = mapped / "masked"
+    words = [f"output_dir={out}", "max_steps=1", "eval_dataset=null"]
+    words += ["spec_augment={time_masks: 1, time_width: 4, freq_masks: 1, freq_width: 3}"]
+    assert run("speechmapper", "--config", mapped / "speechmapper.yaml", *words) == 0
+    assert losses(out)[0] != losses(mapped / "M")[0]
+
+
+def test_nothing_is_dropped_out_of_an_evaluation(mapped, run):
+    """The same weights have the same scores, whatever dropout they are trained under."""
+    out = mapped / "dropout"
+    words = [f"output_dir={out}", f"projector_checkpoint={mapped / 'M'}", "max_steps=1"]
+    words += ["learning_rate.projector.lr=0", "optimizer.weight_decay=0", "projector.dropout=0.5"]
+    assert run("speechmapper", "--config", mapped / "speechmapper.yaml", *words) == 0
+    before, after = (
+        read_json(folder / "stage.json")["metrics"]
+        for folder in (mapped / "M" / "step_6", out / "step_1")
+    )
+    assert before == after
+
+
 def test_float16_resumes_with_its_scale(mapped, run):
     words = ["speechmapper", "--config", mapped / "speechmapper.yaml", "dtype=fp16"]
     whole, out = mapped / "half", mapped / "half-stopped"

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from tiny_world import make_data, make_llm, write_config
 
 from torchtune_speech.files import read_json, read_jsonl
+from torchtune_speech.models import load_embedding_table
 
 PAD = "<|reserved_special_token_1|>"
 
@@ -57,6 +58,23 @@ def test_each_step_tells_both_parts(trained, stage_2):
     out = trained / "plain"
     assert stage_2(f"output_dir={out}", "sigma=0", "pad_token=null", "normalizer=null") == 0
     assert not any("loss_mse" in row for row in read_jsonl(out / "metrics.jsonl"))
+
+
+def test_the_error_is_told_in_units_of_the_embeddings(trained, stage_2):
+    """Zero vectors have an error near 1, as vectors of the table have on average."""
+    out = trained / "zero"
+    assert stage_2(f"output_dir={out}", "projector.output_scale=0", "max_steps=1") == 0
+    (row,) = read_jsonl(out / "metrics.jsonl")
+    square = load_embedding_table(trained / "llm").square().mean().item()
+    assert square < 0.2  # so that the error without a unit would be far from 1
+    assert row["loss_mse"] == pytest.approx(1, rel=0.5)
+
+
+def test_masks_reach_the_projector(trained, stage_2):
+    out = trained / "masked"
+    masks = "spec_augment={time_masks: 1, time_width: 4, freq_masks: 1, freq_width: 3}"
+    assert stage_2(f"output_dir={out}", masks, "max_steps=1") == 0
+    assert losses(out) != losses(trained / "S")[:3]
 
 
 def test_two_processes_take_the_steps_of_one(trained, tune_run):
