@@ -64,6 +64,7 @@ _STEP_KEYS = (
     "pad_token",
     "normalizer",
 )
+_OF_CTC_HEAD = ("ctc_vocab_size", "ctc_block", "ctc_layer")  # of a projector
 _log = get_logger("INFO")
 
 
@@ -433,7 +434,7 @@ def _check_projector_settings(
         then, now = defaults | then, defaults | now
         # A CTC head may be left behind, or begin with this run.
         both_ctc = None not in (then.get("ctc_vocab_size"), now.get("ctc_vocab_size"))
-        keys = [k for k in now if _shapes_output(k) and (both_ctc or not k.startswith("ctc_"))]
+        keys = [k for k in now if _shapes_output(k) and (both_ctc or k not in _OF_CTC_HEAD)]
     for key in keys:
         ours, theirs = _as_word(now[key]), _as_word(then.get(key))
         if ours != theirs:
