@@ -30,7 +30,7 @@ examples:
   torchtune-speech ls                                    recipes and their configs
   torchtune-speech help projector                        what a recipe does, and its config keys
   torchtune-speech cp nano/projector my.yaml             a config of your own ...
-  tune run projector --config my.yaml batch_size=8       ... and a run with it
+  tune run projector --config my.yaml rows_per_step=8    ... and a run with it
   torchtune-speech cp projector my_projector.py          a recipe of your own ...
   tune run my_projector --config my.yaml                 ... and a run of it
   torchtune-speech manifest recordings/ train.jsonl      a manifest from audio and transcripts
