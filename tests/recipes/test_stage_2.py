@@ -40,7 +40,7 @@ def trained(world, stage_2):
 
 def losses(folder):
     rows = read_jsonl(folder / "metrics.jsonl")
-    return [row[name] for row in rows for name in ("loss", "loss_ce", "loss_mse")]
+    return [row[name] for row in rows for name in ("loss", "loss_ce", "loss_nmse")]
 
 
 def weights(folder):
@@ -51,12 +51,12 @@ def test_each_step_tells_both_parts(trained, stage_2):
     rows = read_jsonl(trained / "S" / "metrics.jsonl")
     assert len(rows) == 6
     for row in rows:
-        expected = 0.5 * row["loss_ce"] + 0.5 * row["loss_mse"]
+        expected = 0.5 * row["loss_ce"] + 0.5 * row["loss_nmse"]
         assert row["loss"] == pytest.approx(expected, rel=1e-6)
-        assert row["loss_mse"] > 0 and row["ctc_loss"] > 0
+        assert row["loss_nmse"] > 0 and row["ctc_loss"] > 0
     out = trained / "plain"
     assert stage_2(f"output_dir={out}", "sigma=0", "pad_token=null", "normalizer=null") == 0
-    assert not any("loss_mse" in row for row in read_jsonl(out / "metrics.jsonl"))
+    assert not any("loss_nmse" in row for row in read_jsonl(out / "metrics.jsonl"))
 
 
 def test_two_processes_take_the_steps_of_one(trained, tune_run):

@@ -205,12 +205,12 @@ def step_metrics(
         The metrics; ``fill`` is the share of computed positions that held tokens. A step that was
         skipped, since its loss or gradient was not finite, has the ids of its samples in
         ``skipped_samples``. ``compiled_graphs`` is there where something was compiled: it should
-        rise in the first steps only. Under sigma, ``loss_ce`` and ``loss_mse`` are the parts of
+        rise in the first steps only. Under sigma, ``loss_ce`` and ``loss_nmse`` are the parts of
         the loss before their weights.
     """
     parts = {}
-    if losses.mse is not None:
-        parts = {"loss_ce": losses.ce, "loss_mse": losses.mse}
+    if losses.nmse is not None:
+        parts = {"loss_ce": losses.ce, "loss_nmse": losses.nmse}
     if losses.ctc is not None:
         parts |= {"ctc_loss": losses.ctc, "ctc_skipped": losses.ctc_skipped}
     return {
