@@ -286,9 +286,9 @@ of each utterance are no pads: those whose nearest token is another than the pad
 `dataset.kept=OUT` the later recipes give the LLM these alone. Prints what is saved.""",
         epilog="""\
 example: stage C on what stage 1 keeps
-  torchtune-speech keep --checkpoint runs/mapper --features runs/features --output runs/kept.parquet
-  tune run multimodal_fuse --config my/fuse projector_checkpoint=runs/mapper \\
-      dataset.kept=runs/kept.parquet eval_dataset.kept=runs/kept.parquet""",
+  torchtune-speech keep --checkpoint runs/my/stage_1 --features F --output kept.parquet
+  tune run multimodal_fuse --config my/fuse projector_checkpoint=runs/my/stage_1 \\
+      dataset.kept=kept.parquet eval_dataset.kept=kept.parquet""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
