@@ -147,7 +147,7 @@ def update(
         overflowed = math.isfinite(losses.loss) and scaler.get_scale() > _SMALLEST_SCALE
         scaler.update()
     if not overflowed and not (math.isfinite(losses.loss) and math.isfinite(grad_norm)):
-        _refuse_or_tell(losses, grad_norm, step, dataset, on_nonfinite)
+        _fail_or_skip(losses, grad_norm, step, dataset, on_nonfinite)
     return losses, grad_norm
 
 
@@ -162,7 +162,7 @@ def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-def _refuse_or_tell(
+def _fail_or_skip(
     losses: StepLoss | EmbeddingStepLoss,
     grad_norm: float,
     step: Step,
