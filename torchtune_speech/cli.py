@@ -130,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 when all is well, 1 when a check found problems.
     """
-    options = _parser().parse_args(argv)
     with one_line_errors():
+        options = _parser().parse_args(argv)
         return options.run(options) or 0
 
 
