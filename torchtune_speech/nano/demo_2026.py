@@ -25,7 +25,7 @@ from torchtune_speech.nano.report_2026 import (
 
 FAMILY = "nano-2026"
 OUT = Path("runs/nano-2026")  # as in configs/nano-2026
-V1 = ["~projector.ctc_vocab_size", "~projector.ctc_block", "~projector.fire_by_ctc"]
+V1 = ["~projector.ctc_vocab_size", "~projector.ctc_block", "~projector.ctc_compress"]
 V1_LOSS = ["loss.squared_error=5", "loss.pad_squared_error=5", "loss.cosine=100"]
 V1_LOSS += ["loss.absolute=0", "loss.contrast=0", "loss.ctc=0", "learning_rate.projector.lr=1e-3"]
 ON_TEST = ["eval_every_n_steps=null", "eval_dataset.manifest=runs/nano/data/test.jsonl"]
