@@ -139,10 +139,10 @@ class SpeechMapperRecipe:
         training.check_projector(
             projector, self.dataset, needs_ctc=self.loss.ctc > 0, ctc_key="loss.ctc"
         )
-        if getattr(projector, "fires_by_ctc", False) and not self.loss.ctc > 0:
+        if getattr(projector, "compresses_by_ctc", False) and not self.loss.ctc > 0:
             raise InputError(
-                "loss.ctc: 0, but projector.fire_by_ctc needs a head that has learnt to hear; "
-                "raise it, or set projector.fire_by_ctc=false"
+                "loss.ctc: 0, but projector.ctc_compress needs a head that has learnt to hear; "
+                "raise it, or set projector.ctc_compress=false"
             )
         if self.eval_dataset is not None:
             training.check_projector(projector, self.eval_dataset, key="eval_dataset")

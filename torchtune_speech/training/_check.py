@@ -182,10 +182,10 @@ def check_projector(
             f"projector.ctc_vocab_size: {size or 'null'}, but {key}.ctc has {labels} labels; "
             f"set projector.ctc_vocab_size={labels}, or {key}.ctc=null"
         )
-    if getattr(projector, "fires_by_ctc", False) and not isinstance(dataset.ctc, TokenLabels):
+    if getattr(projector, "compresses_by_ctc", False) and not isinstance(dataset.ctc, TokenLabels):
         raise InputError(
-            f"{key}.ctc: projector.fire_by_ctc counts the LLM's tokens, these labels are "
-            f"characters; set {key}.ctc=tokens, or projector.fire_by_ctc=false"
+            f"{key}.ctc: projector.ctc_compress counts the LLM's tokens, these labels are "
+            f"characters; set {key}.ctc=tokens, or projector.ctc_compress=false"
         )
 
 
