@@ -68,6 +68,11 @@ def test_help_of_the_command_line(recipe_module):
     assert problems(help_text(), recipe_module) == []
 
 
+def test_the_readme_lists_every_document():
+    listed = re.findall(r"^- \[docs/(.*?)\]", (ROOT / "README.md").read_text("utf-8"), re.M)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
 @pytest.mark.parametrize("name", config.config_names())
 def test_header_of_a_config(name, recipe_module):
     assert problems(config.config_path(name).read_text(encoding="utf-8"), recipe_module) == []
