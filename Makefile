@@ -70,7 +70,7 @@ lint: venv ## check style and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-demo: venv ## train and score the whole system in the nano world, about 20 minutes on two cores
+demo: venv ## train and score the whole system in the nano world, 13 to 18 minutes on two cores
 	$(BIN)/python -m torchtune_speech.nano.demo
 
 demo-2026: venv ## both versions of SpeechMapper beside the demo's system, some 25 minutes after `make demo`

@@ -35,7 +35,8 @@ KEYS = {
     "max_new_tokens": "longest answer when evaluating, in tokens",
     "mixture": "weights of tasks, domains and languages; null for a shuffled pass over all samples",
     "spec_augment": "masks over time and bins, arguments of spec_augment; null for none",
-    "sigma": "0 to 1: loss (1 - sigma) * cross-entropy + sigma * squared error to the words; or 0",
+    "sigma": "weight of the normalised squared error to the words' embeddings, 0 to 1; "
+    "cross-entropy has the rest; 0 for none",
     "pad_token": "what fills up a transcript: id or name of a token no text holds; or null",
     "normalizer": "with pad_token: what of a transcript counts: basic, whisper, mms, or none (all)",
     "ctc_weight": "weight of the projector's auxiliary CTC loss; 0 for none",

@@ -17,7 +17,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchtune import utils
@@ -33,6 +32,7 @@ from torchtune_speech.data import (
     chat_format,
     data_fingerprint,
     mcif_task,
+    spread,
     write_mcif_output,
 )
 from torchtune_speech.encoders import load_audio, silence_windows
@@ -302,9 +302,8 @@ class SpeechGenerateRecipe:
             whole = sample.extra.get("segment_of", sample.id)
             recordings.setdefault((whole, sample.task), []).append(i)
         groups = list(recordings.values())
-        count = len(groups) if self.cfg.limit is None else min(self.cfg.limit, len(groups))
-        places = torch.linspace(0, len(groups) - 1, count).long().tolist()
-        return [i for place in places for i in groups[place]]
+        count = len(groups) if self.cfg.limit is None else self.cfg.limit
+        return [i for place in spread(count, len(groups)) for i in groups[place]]
 
     def _mcif_header(self) -> dict[str, Any]:
         """What the official output file says of all its samples."""

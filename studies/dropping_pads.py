@@ -35,6 +35,7 @@ from torchtune_speech.data import (
     load_manifest,
     resolve_token,
     sample_to_row,
+    spread,
     write_kept,
     write_manifest,
 )
@@ -172,14 +173,14 @@ def conditions(options: argparse.Namespace) -> Iterator[tuple[str, list[Recordin
     """Each condition with its recordings."""
     count, rng = options.utterances, np.random.default_rng(0)
     test = read_test_set(options.run / "data" / "test.jsonl")
-    chosen = spread(test, count)
+    chosen = some(test, count)
     yield "clean", chosen
     for snr_db in SNR_DB:
         noisy = [(add_noise(samples, snr_db, rng), rows) for samples, rows in chosen]
         yield f"noise {snr_db} dB", noisy
     for size in (2, 3):
         groups = [test[i : i + size] for i in range(0, len(test) - size + 1, size)]
-        yield f"{size} sentences", [join(group, rng) for group in spread(groups, count)]
+        yield f"{size} sentences", [join(group, rng) for group in some(groups, count)]
     yield "unheard words", list(islice(speak(unheard_sentences), count))
     yield "spelled letters", list(islice(speak(spelled_words), count))
     if (options.people / "manifest.jsonl").is_file():
@@ -188,10 +189,9 @@ def conditions(options: argparse.Namespace) -> Iterator[tuple[str, list[Recordin
         print(f"{options.people}: no manifest.jsonl, so the real people are left out")
 
 
-def spread(items: Sequence[Any], count: int) -> list[Any]:
+def some(items: Sequence[Any], count: int) -> list[Any]:
     """So many items, evenly spread."""
-    places = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
-    return [items[i] for i in places]
+    return [items[i] for i in spread(count, len(items))]
 
 
 def read_test_set(manifest: Path) -> list[Recording]:
@@ -267,7 +267,7 @@ def read_people(source: Path, folder: Path, count: int) -> list[Recording]:
     manifest = an4_manifests(source, folder)["dev"]
     return [
         (soundfile.read(manifest.parent / s.audio[0].path)[0], [transcribe_row(s.target)])
-        for s in spread(load_manifest(manifest), count)
+        for s in some(load_manifest(manifest), count)
     ]
 
 
@@ -479,7 +479,7 @@ def examples(looked: Rows, predictions: Mapping[str, Rows], count: int = 4) -> R
     }
     return [
         row | {system: texts.get(row["id"]) for system, texts in written.items()}
-        for row in spread(looked, count)
+        for row in some(looked, count)
     ]
 
 

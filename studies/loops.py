@@ -29,6 +29,7 @@ from torchtune_speech.data import (
     chat_format,
     load_manifest,
     read_mcif_output,
+    spread,
 )
 from torchtune_speech.encoders import filter_bank_encoder, load_audio
 from torchtune_speech.evaluation import normalizer, repetition_loop, split_words, wer
@@ -185,8 +186,7 @@ def read_recordings(manifest: Path, count: int) -> tuple[list[Tensor], list[str]
     samples = {}
     for row in load_rows(manifest):
         samples.setdefault(row[0], row[1])
-    chosen = torch.linspace(0, len(samples) - 1, min(count, len(samples))).long().tolist()
-    items = [list(samples.items())[i] for i in chosen]
+    items = [list(samples.items())[i] for i in spread(count, len(samples))]
     return [load_audio(path, RATE) for path, _ in items], [text for _, text in items]
 
 

@@ -193,6 +193,7 @@ def write_config(world, recipe, **changes):
         for name in ("max_seq_len", "max_new_tokens"):
             del small[name]
         small["max_frames"] = 60
+        cfg["dataset"]["speeds"] = [1.0]  # the store has no others
         for name in ("dataset", "eval_dataset"):  # of the shortest, with fewer vectors than tokens
             cfg[name]["on_too_long"] = "skip"
     if recipe == "projector":  # what suits the nano world's data and takes hundreds of steps

@@ -30,7 +30,7 @@ examples:
   torchtune-speech ls                                    recipes and their configs
   torchtune-speech help projector                        what a recipe does, and its config keys
   torchtune-speech cp nano/projector my.yaml             a config of your own ...
-  tune run projector --config my.yaml batch_size=8       ... and a run with it
+  tune run projector --config my.yaml rows_per_step=8    ... and a run with it
   torchtune-speech cp projector my_projector.py          a recipe of your own ...
   tune run my_projector --config my.yaml                 ... and a run of it
   torchtune-speech manifest recordings/ train.jsonl      a manifest from audio and transcripts
@@ -130,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 when all is well, 1 when a check found problems.
     """
-    options = _parser().parse_args(argv)
     with one_line_errors():
+        options = _parser().parse_args(argv)
         return options.run(options) or 0
 
 
@@ -286,9 +286,9 @@ of each utterance are no pads: those whose nearest token is another than the pad
 `dataset.kept=OUT` the later recipes give the LLM these alone. Prints what is saved.""",
         epilog="""\
 example: stage C on what stage 1 keeps
-  torchtune-speech keep --checkpoint runs/mapper --features runs/features --output runs/kept.parquet
-  tune run multimodal_fuse --config my/fuse projector_checkpoint=runs/mapper \\
-      dataset.kept=runs/kept.parquet eval_dataset.kept=runs/kept.parquet""",
+  torchtune-speech keep --checkpoint runs/my/stage_1 --features F --output kept.parquet
+  tune run multimodal_fuse --config my/fuse projector_checkpoint=runs/my/stage_1 \\
+      dataset.kept=kept.parquet eval_dataset.kept=kept.parquet""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(

@@ -140,9 +140,10 @@ def test_stage_1_writes_in_the_table_of_its_family(name, recipe_module):
 def test_stage_2_goes_on_with_stage_1(name):
     cfg = OmegaConf.load(config_path(name))
     mapper = OmegaConf.load(config_path(f"{name.split('/')[0]}/speechmapper"))
-    assert cfg.projector_checkpoint == mapper.output_dir != cfg.output_dir
+    assert cfg.projector_checkpoint == mapper.output_dir
+    assert (Path(mapper.output_dir).name, Path(cfg.output_dir).name) == ("stage_1", "stage_2")
     ours, theirs = (OmegaConf.to_container(c.projector) for c in (cfg, mapper))
-    if "fire_by_ctc" not in theirs:  # which needs the head in every stage
+    if "ctc_compress" not in theirs:  # which needs the head in every stage
         theirs = {k: v for k, v in theirs.items() if not k.startswith("ctc_")}
     assert ours == theirs
     for key in ("llm_dir", "tokenizer", "pad_token", "normalizer"):
@@ -151,6 +152,12 @@ def test_stage_2_goes_on_with_stage_1(name):
     assert cfg.dataset.features == mapper.dataset.features
     assert cfg.dataset.manifest == mapper.dataset.manifest
     assert cfg.learning_rate.projector.schedule == "constant"
+
+
+def test_the_study_of_sigma_takes_stage_1_where_its_config_writes_it():
+    for family, options in OmegaConf.load(config.study_path("sigma")).families.items():
+        mapper = OmegaConf.load(config_path(f"{family}/speechmapper"))
+        assert options.stage_1 == mapper.output_dir
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,12 +1,14 @@
+import os
 import runpy
 import shutil
+import subprocess
 import sys
 
 import pytest
 from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
-from torchtune_speech.config import _errors, check_keys, config_names, recipe_names
+from torchtune_speech.config import _errors, check_keys, config_names, one_line_errors, recipe_names
 from torchtune_speech.errors import InputError
 
 
@@ -193,3 +195,46 @@ def test_rank_0_speaks_when_there_is_no_store(monkeypatch, capsys):
         monkeypatch.setenv("RANK", rank)
         _errors._print_once(f"rank {rank}")
     assert capsys.readouterr().err == "rank 0\n"
+
+
+@pytest.fixture
+def broken_pipe():
+    """The end to write to of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("line", "codes", "error"),
+    [
+        ("ls", {141}, []),
+        ("study sigma --dry-run", {141}, []),
+        ("study --help", {0, 141}, []),  # argparse may not tell
+        ("help projector", {141}, []),
+        ("ls projektor", {1}, ["error: projektor: no such recipe; did you mean 'projector'?"]),
+    ],
+)
+def test_without_a_reader_of_stdout_it_ends_quietly(line, codes, error, unbuffered, broken_pipe):
+    script = "import sys; from torchtune_speech.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *line.split()],
+        stdout=broken_pipe,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    said = [text for text in done.stderr.splitlines() if "torchao" not in text]
+    assert said == error and done.returncode in codes
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(broken_pipe, capfd):
+    for capture in (sys.stdout, None):  # with a file behind it, and closed
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
+            patch.setattr(sys, "stdout", capture)
+            with one_line_errors():
+                os.write(broken_pipe, b"x")
+        assert exit_.value.code == 1
+        assert capfd.readouterr().err == "error: [Errno 32] Broken pipe\n"

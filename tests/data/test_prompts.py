@@ -184,6 +184,10 @@ def test_how_a_choice_is_answered_is_up_to_the_templates(tmp_path):
         ("Bob", 1), ("bob.", 1), (" BOB ", 1), ("B", 1), ("B.", 1), ("(b)", 1), ("b) Bob.", 1),
         ("B：Bob", 1), ("B Bob", 1), ("C", 2), ("C. a dog", 2), ("a dog", 2), ("b", 1),
         ("D", None), ("B. Ann", None), ("Bobby", None), ("", None), ("A dog", 2), ("a cat", None),
+        ("Ｂ", 1), ("（B）", 1), ("B）Bob。", 1), ("Ｂ．Ｂｏｂ", 1), ("B、Bob", 1), ("B, Bob", 1),
+        ("B - Bob", 1), ("B-Bob", 1), ("**B**", 1), ("**B.** Bob", 1), ("*b) Bob.*", 1),
+        ("**Bob**", 1), ("A - maybe", None), ("A, Bob", None), ("A doctor", None), ("A*", None),
+        ("*a* dog", 2), ("B and C", None),
     ],
 )  # fmt: skip
 def test_the_option_that_an_answer_means(answer, index):
@@ -195,6 +199,19 @@ def test_the_text_of_an_option_comes_before_its_letter():
     assert find_choice("A. B", ["B", "A"]) == 0
     assert find_choice("same", ["same", "Same."]) is None
     assert find_choice("B. same", ["same", "Same."]) == 1
+
+
+def test_what_stands_between_letter_and_option_may_begin_the_option():
+    assert find_choice("B. -5", ["5", "-5"]) == 1
+    assert find_choice("B -5", ["5", "-5"]) == 1
+    assert find_choice("A", ["Dijkstra", "A* search"]) == 0
+    assert find_choice("A* search", ["Dijkstra", "A* search"]) == 1
+    assert find_choice("（B）五月", ["三月", "五月"]) == 1
+
+
+@pytest.mark.parametrize(("choices", "index"), [(("nurse", "doctor"), None), (("doctor",), 0)])
+def test_an_article_is_the_letter_a_before_the_text_of_option_a_alone(choices, index):
+    assert find_choice("A doctor", choices) == index
 
 
 def test_own_instruction_is_text_and_needs_no_task():

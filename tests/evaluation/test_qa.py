@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchtune_speech.errors import InputError
-from torchtune_speech.evaluation import UNANSWERABLE, answer_f1, exact_match, qa
+from torchtune_speech.evaluation import (
+    UNANSWERABLE,
+    answer_f1,
+    contains_answer,
+    exact_match,
+    qa,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +51,26 @@ def test_f1(reference, prediction, lang, expected):
     assert answer_f1(reference, prediction, lang) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("reference", "prediction", "lang", "held"),
+    [
+        ("At the station.", "The doctor waits at the station.", "en", True),
+        ("At the station.", "The doctor waits at a station, I think.", "en", True),
+        ("At the station.", "The station is where the doctor waits.", "en", False),
+        ("Seven.", "The nurse buys seventy apples.", "en", False),  # whole words
+        ("Im Garten.", "Die Königin singt im Garten.", "de", True),
+        ("七个。", "护士买七个红色的苹果。", "zh", True),
+        ("Not answerable.", "Not answerable.", "en", True),
+        ("Every day.", "Not every day.", "en", True),  # it cannot tell
+        ("seven red apples", "seven red", "en", False),
+        ("garden", "", "en", False),
+        ("", "garden", "en", False),
+    ],
+)
+def test_containment(reference, prediction, lang, held):
+    assert contains_answer(reference, prediction, lang) is held
+
+
 answers = st.lists(st.sampled_from(["the", "a", "red", "dog", "花", "园"]), max_size=5).map(
     " ".join
 )
@@ -56,6 +82,7 @@ def test_f1_is_symmetric_and_one_only_for_the_same_words(a, b):
     assert 0.0 <= f1 <= 1.0
     assert f1 == pytest.approx(answer_f1(b, a))
     assert not exact_match(a, b) or f1 == 1.0
+    assert not exact_match(a, b) or contains_answer(a, b)
 
 
 def test_report_by_hand():
@@ -64,6 +91,7 @@ def test_report_by_hand():
     result = qa(references, predictions, ["en", "en", "en", "de", "de"])
     assert result["accuracy"] == pytest.approx(2 / 5)
     assert result["f1"] == pytest.approx((1 + 0.5 + 1 + 0 + 0) / 5)
+    assert result["containment"] == pytest.approx(2 / 5)
     assert result["unanswerable_accuracy"] == pytest.approx(1 / 2)
     assert result["answerable_accuracy"] == pytest.approx(1 / 3)
     assert (result["n"], result["n_unanswerable"]) == (5, 2)

@@ -179,7 +179,7 @@ def test_every_group_has_intervals_that_hold_its_scores():
     groups += [report["domains"]["talks"]["sqa"], report["answer_types"]["short span"]["sqa"]]
     for group in groups:
         names = {"wer", "cer", "bleu", "chrf", "ter", "accuracy", "f1", "adherence"}
-        names |= {"unanswerable_accuracy", "answerable_accuracy"}
+        names |= {"containment", "unanswerable_accuracy", "answerable_accuracy"}
         assert set(group["intervals"]) == {name for name in names if group.get(name) is not None}
         for name, (low, high) in group["intervals"].items():
             assert low - 1e-3 <= group[name] <= high + 1e-3

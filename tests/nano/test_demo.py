@@ -54,8 +54,8 @@ def test_a_failing_command_ends_the_demo_with_its_exit_code(capfd):
 
 def test_the_demo_has_all_its_steps():
     names = [step.name for step in demo_steps()]
-    assert names[:6] == ["world", "llm", "features", "A", "B", "C"]
-    assert names[6:] == [f"predict {name}" for name in SYSTEMS]
+    assert names[:7] == ["world", "fluent answers", "llm", "features", "A", "B", "C"]
+    assert names[7:] == [f"predict {name}" for name in SYSTEMS]
     assert all(step.product.parts[:2] == Path("runs/nano").parts for step in demo_steps())
 
 

@@ -63,10 +63,17 @@ def commands(monkeypatch):
 
 def test_training_commands_plan_their_steps(commands, run, here, capsys):
     training = {name: words for name, words in commands.items() if "resume=true" in words}
-    assert len(training) == 9 - 1  # but for keep
+    assert len(training) == len(steps_2026()) - 11  # features, keep, nine predictions
     for name, (_, _, recipe, *words) in training.items():
         assert run(recipe, *words, "dry_run=true") == 0, (name, capsys.readouterr().err)
         assert "steps" in capsys.readouterr().out
+
+
+def test_stage_1_is_scored_on_all_of_the_test_set(commands):
+    for version in ("v1", "v2"):
+        words = commands[f"{version} stage_1"]
+        assert "eval_dataset.manifest=runs/nano/data/test.jsonl" in words
+        assert "eval_samples=208" in words
 
 
 def test_generation_commands_are_refused_for_nothing_but_missing_files(commands, run, here, capsys):
@@ -99,7 +106,9 @@ def folders(tmp_path):
         report = {"nearest_token": nearest}
         if name.startswith("v2"):
             report["ctc"] = {"wer": 0.125}
-        (folder / "evaluations.jsonl").write_text(json.dumps({"step": 2, "report": report}) + "\n")
+        before = {"nearest_token": {"wer": 1.0, "word_cosine": 0.0, "pads_found": 0.0}}
+        lines = [{"step": 1, "report": before}, {"step": 2, "report": report}]
+        (folder / "evaluations.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         stages[name] = folder
     return stages
 

@@ -3,15 +3,20 @@ from itertools import islice
 
 import pytest
 
+from torchtune_speech.evaluation import contains_answer, normalizer, split_words
 from torchtune_speech.nano import _lexicon as lexicon
 from torchtune_speech.nano._grammar import (
     LANGUAGES,
     QUESTION_KINDS,
     UNANSWERABLE,
     Sentence,
+    answerable_kinds,
+    ask,
     draw_question,
     draw_sentence,
     draw_sentences,
+    fluent_answer,
+    parse_sentence,
     spoken_words,
 )
 
@@ -234,3 +239,95 @@ def test_same_seed_same_sentences():
         for _ in range(2)
     )
     assert first == second
+
+
+def test_sentences_are_read_back():
+    for sentence in islice(draw_sentences(random.Random(0), set()), 2000):
+        assert parse_sentence(sentence.text("en")) == sentence
+    for text in ("", "The doctor waits", "The doctor waits at the moon."):
+        with pytest.raises(ValueError, match="no sentence"):
+            parse_sentence(text)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "kind", "expected"),
+    [
+        (
+            doctor(time_first=True),
+            "where",
+            [
+                "The doctor waits at the station.",
+                "Der Arzt wartet am Bahnhof.",
+                "Il medico aspetta alla stazione.",
+                "医生在车站等待。",
+            ],
+        ),
+        (
+            doctor(time_first=True),
+            "when",
+            [
+                "The doctor waits every morning.",
+                "Der Arzt wartet jeden Morgen.",
+                "Il medico aspetta ogni mattina.",
+                "医生每天早上等待。",
+            ],
+        ),
+        (
+            nurse(),
+            "what",
+            [
+                "The nurse buys seven red apples.",
+                "Die Krankenschwester kauft sieben rote Äpfel.",
+                "L'infermiera compra sette mele rosse.",
+                "护士买七个红色的苹果。",
+            ],
+        ),
+        (
+            nurse(),
+            "how many",
+            [
+                "The nurse buys seven apples.",
+                "Die Krankenschwester kauft sieben Äpfel.",
+                "L'infermiera compra sette mele.",
+                "护士买七个苹果。",
+            ],
+        ),
+        (
+            nurse(),
+            "where",
+            [
+                "The nurse buys apples in the garden.",
+                "Die Krankenschwester kauft im Garten Äpfel.",
+                "L'infermiera compra mele in giardino.",
+                "护士在花园里买苹果。",
+            ],
+        ),
+        (
+            doctor(adjective=entry(lexicon.SUBJECT_ADJECTIVES, "old"), time=None),
+            "who",  # with the place, which the question names
+            [
+                "The old doctor waits at the station.",
+                "Der alte Arzt wartet am Bahnhof.",
+                "Il medico anziano aspetta alla stazione.",
+                "年老的医生在车站等待。",
+            ],
+        ),
+    ],
+)
+def test_fluent_answers(sentence, kind, expected):
+    assert [fluent_answer(sentence, kind, lang) for lang in LANGUAGES] == expected
+
+
+def test_a_fluent_answer_holds_the_short_one_and_what_the_question_says():
+    for sentence in islice(draw_sentences(random.Random(1), set()), 300):
+        for kind in answerable_kinds(sentence):
+            for lang in LANGUAGES:
+                question, fluent = ask(sentence, kind, lang), fluent_answer(sentence, kind, lang)
+                assert contains_answer(question.answer, fluent, lang)
+                if lang != "en":  # whose questions have the verb as an infinitive
+                    said = words(question.text) | words(question.answer)
+                    assert words(fluent) <= said
+
+
+def words(text):
+    return set(split_words(normalizer("basic")(text)))

@@ -1,10 +1,12 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from torchtune_speech.data import PromptTemplates, load_manifest, text_twin
 from torchtune_speech.errors import InputError
+from torchtune_speech.evaluation import contains_answer
 from torchtune_speech.files import read_jsonl
 from torchtune_speech.nano import TEST_VOICES, TRAIN_VOICES, build_world
 from torchtune_speech.nano import _world as world_module
@@ -127,6 +129,32 @@ def test_built_once(folder, monkeypatch):
     assert build_world(folder, **SMALL) == json.loads((folder / "world.json").read_text())
     with pytest.raises(InputError, match="world.json: made with"):
         build_world(folder, **SMALL, seed=1)
+
+
+def test_fluent_answers_beside_the_short_ones(folder, capsys):
+    assert main(["fluent", "--data", str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {
+        f"{split}_fluent.jsonl" for split in ("train", "dev", "test", "text")
+    }
+    for split in ("train", "dev", "test", "text"):
+        short = load_manifest(folder / f"{split}.jsonl")
+        fluent = load_manifest(folder / f"{split}_fluent.jsonl")  # with the same audio
+        for a, b in zip(short, fluent, strict=True):
+            assert replace(a, target=b.target) == b
+            changes = a.extra.get("answerable", False)
+            assert (a.target != b.target) == changes
+            assert contains_answer(a.target, b.target, a.target_lang)
+    by_id = {sample.id: sample.target for sample in load_manifest(folder / "text_fluent.jsonl")}
+    assert any(len(target.split()) > 3 for id_, target in by_id.items() if "-qa-en" in id_)
+
+
+def test_fluent_answers_want_a_world(tmp_path, capsys):
+    assert main(["fluent", "--data", str(tmp_path)]) == 1
+    assert "make the world first" in capsys.readouterr().err
+    row = {"source_text": "Hello.", "question_kind": "who", "target_lang": "en", "answerable": True}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(["fluent", "--data", str(tmp_path)]) == 1
+    assert "'Hello.'; give the folder of a nano world" in capsys.readouterr().err
 
 
 def test_foreign_folder_is_left_alone(tmp_path):

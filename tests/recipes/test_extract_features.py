@@ -355,7 +355,9 @@ def test_dry_run_writes_nothing(data, tmp_path, manifest, capfd):
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("name", ["nano", "an4", "llama3_1_8b", "llama3_1_8b-2026", "qwen3_4b"])
+@pytest.mark.parametrize(
+    "name", ["nano", "nano-2026", "an4", "llama3_1_8b", "llama3_1_8b-2026", "qwen3_4b"]
+)
 def test_shipped_configs(name):
     file = ROOT / "configs" / name / "extract_features.yaml"
     assert file.read_text().startswith("# Recipe: extract_features - ")
@@ -363,4 +365,4 @@ def test_shipped_configs(name):
     assert set(cfg) <= set(extract_features.KEYS)
     extract_features.ExtractFeaturesRecipe(cfg)
     encoder = config.instantiate(cfg.encoder, device="meta")
-    assert encoder.dim == (160 if name in ("nano", "an4") else 1024)
+    assert encoder.dim == (160 if "nano" in name or name == "an4" else 1024)

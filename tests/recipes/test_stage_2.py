@@ -41,7 +41,7 @@ def trained(world, stage_2):
 
 def losses(folder):
     rows = read_jsonl(folder / "metrics.jsonl")
-    return [row[name] for row in rows for name in ("loss", "loss_ce", "loss_mse")]
+    return [row[name] for row in rows for name in ("loss", "loss_ce", "loss_nmse")]
 
 
 def weights(folder):
@@ -52,12 +52,12 @@ def test_each_step_tells_both_parts(trained, stage_2):
     rows = read_jsonl(trained / "S" / "metrics.jsonl")
     assert len(rows) == 6
     for row in rows:
-        expected = 0.5 * row["loss_ce"] + 0.5 * row["loss_mse"]
+        expected = 0.5 * row["loss_ce"] + 0.5 * row["loss_nmse"]
         assert row["loss"] == pytest.approx(expected, rel=1e-6)
-        assert row["loss_mse"] > 0 and row["ctc_loss"] > 0
+        assert row["loss_nmse"] > 0 and row["ctc_loss"] > 0
     out = trained / "plain"
     assert stage_2(f"output_dir={out}", "sigma=0", "pad_token=null", "normalizer=null") == 0
-    assert not any("loss_mse" in row for row in read_jsonl(out / "metrics.jsonl"))
+    assert not any("loss_nmse" in row for row in read_jsonl(out / "metrics.jsonl"))
 
 
 def test_the_error_is_told_in_units_of_the_embeddings(trained, stage_2):
@@ -67,7 +67,7 @@ def test_the_error_is_told_in_units_of_the_embeddings(trained, stage_2):
     (row,) = read_jsonl(out / "metrics.jsonl")
     square = load_embedding_table(trained / "llm").square().mean().item()
     assert square < 0.2  # so that the error without a unit would be far from 1
-    assert row["loss_mse"] == pytest.approx(1, rel=0.5)
+    assert row["loss_nmse"] == pytest.approx(1, rel=0.5)
 
 
 def test_masks_reach_the_projector(trained, stage_2):
@@ -117,4 +117,4 @@ def test_the_data_does_not_depend_on_sigma(trained, stage_2):
     assert stage_2(f"output_dir={out}", "sigma=0") == 0
     one, two = (read_json(d / "step_6" / "stage.json") for d in (trained / "S", out))
     assert one["fingerprints"] == two["fingerprints"]
-    assert not any("loss_mse" in row for row in read_jsonl(out / "metrics.jsonl"))
+    assert not any("loss_nmse" in row for row in read_jsonl(out / "metrics.jsonl"))

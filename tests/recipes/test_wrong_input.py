@@ -485,9 +485,9 @@ for _name, _words, *_parts in (
 
 _LOSSES = "squared_error pad_squared_error absolute cosine contrast ctc".split()
 
-_FIRE = ["~projector.embed_dim", "projector.block_dims=[16,16]", "projector.ffn_dims=16"]
-_FIRE += ["projector._component_=torchtune_speech.models.speechmapper_projector"]
-_FIRE += ["projector.strides=1", "projector.fire_by_ctc=true"]
+_COMPRESS = ["~projector.embed_dim", "projector.block_dims=[16,16]", "projector.ffn_dims=16"]
+_COMPRESS += ["projector._component_=torchtune_speech.models.speechmapper_projector"]
+_COMPRESS += ["projector.strides=1", "projector.ctc_compress=true"]
 
 for _name, _words, *_parts in (
     ("rows_of_the_table", ["vocab_size=7"], "vocab_size: 7, but the embedding table of"),
@@ -512,13 +512,21 @@ for _name, _words, *_parts in (
     ("rows_without_audio", ["dataset.tasks=[mt]"], "0-mt: has 0 audios", "dataset.tasks=[asr]"),
     ("unanswerable", ["dataset.unanswerable={share: 0.1}"], "has no argument 'unanswerable'"),
     (
-        "fire_by_characters",
-        [*_FIRE, "dataset.ctc=characters", "projector.ctc_vocab_size=39"],
-        "dataset.ctc: projector.fire_by_ctc counts the LLM's tokens",
-        "set dataset.ctc=tokens, or projector.fire_by_ctc=false",
+        "compress_by_characters",
+        [*_COMPRESS, "dataset.ctc=characters", "projector.ctc_vocab_size=39"],
+        "dataset.ctc: projector.ctc_compress counts the LLM's tokens",
+        "set dataset.ctc=tokens, or projector.ctc_compress=false",
     ),
-    ("fire_unheard", [*_FIRE, "loss.ctc=0"], "loss.ctc: 0, but projector.fire_by_ctc needs a head"),
-    ("fire_without_a_head", [*_FIRE, "projector.ctc_vocab_size=null"], "needs a CTC head and a"),
+    (
+        "compress_unheard",
+        [*_COMPRESS, "loss.ctc=0"],
+        "loss.ctc: 0, but projector.ctc_compress needs a head",
+    ),
+    (
+        "compress_without_a_head",
+        [*_COMPRESS, "projector.ctc_vocab_size=null"],
+        "needs a CTC head and a",
+    ),
 ):
     simple("speechmapper", _name, _words, *_parts)
     if _name != "store":  # without one a dry run goes on

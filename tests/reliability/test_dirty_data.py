@@ -122,7 +122,7 @@ def test_a_target_of_100k_characters_is_too_long_and_says_so(tmp_path):
     rows = [row | {"target": "Der König."}, row | {"target": "König " * 17_000}]
     manifest = str(write_manifest(tmp_path / "m.jsonl", rows))
     options = {"tokenizer": tokenizer, "max_seq_len": 512}
-    with pytest.raises(InputError, match=r"sample 1: \d+ tokens, max_seq_len is 512 \(1 of 2"):
+    with pytest.raises(InputError, match=r"sample 1: \d+ tokens, max_seq_len is 512; 1 of 2"):
         speech_dataset(manifest, **options)
     dataset = speech_dataset(manifest, **options, on_too_long="skip")
     assert [sample.id for sample in dataset.samples] == ["0"]

@@ -58,7 +58,7 @@ def test_what_the_run_refuses_is_refused_without_data():
     qwen.projector.ctc_vocab_size = None
     with pytest.raises(InputError, match="projector.ctc_vocab_size: null, but the CTC loss needs"):
         training.embeddings_dry_run_report(qwen)
-    qwen.projector |= {"ctc_vocab_size": 39, "fire_by_ctc": True}
+    qwen.projector |= {"ctc_vocab_size": 39, "ctc_compress": True}
     qwen.loss.ctc = 0
-    with pytest.raises(InputError, match="loss.ctc: 0, but projector.fire_by_ctc needs a head"):
+    with pytest.raises(InputError, match="loss.ctc: 0, but projector.ctc_compress needs a head"):
         training.embeddings_dry_run_report(qwen)

@@ -124,7 +124,7 @@ def test_packed_padded_and_one_by_one_agree(request, world, ctc_weight, sigma):
     for name, (losses, other) in results.items():
         assert losses.loss == pytest.approx(expected.loss, rel=1e-5), name
         assert (losses.ctc or 0) == pytest.approx(expected.ctc or 0, rel=1e-5), name
-        assert (losses.mse or 0) == pytest.approx(expected.mse or 0, rel=1e-5), name
+        assert (losses.nmse or 0) == pytest.approx(expected.nmse or 0, rel=1e-5), name
         assert ((other - gradient).norm() / gradient.norm()).item() < 1e-5, name
         assert losses.supervised_tokens == expected.supervised_tokens, name
 
@@ -151,20 +151,20 @@ def test_sigma_weighs_the_cross_entropy_against_the_error_of_each_vector(with_ta
             vectors += 1
     groups = trainable_groups(model, "projector", "lora")
     names = list(groups["projector"])
-    mse = total / vectors / 0.7
-    of_error = torch.autograd.grad(mse, [groups["projector"][n] for n in names], allow_unused=True)
+    nmse = total / vectors / 0.7
+    of_error = torch.autograd.grad(nmse, [groups["projector"][n] for n in names], allow_unused=True)
     plain, _ = loss_and_gradient(model, batches)
     of_ce = {n: p.grad.clone() for n, p in groups["projector"].items() if p.grad is not None}
     for sigma in (0.3, 1.0):
         losses, _ = loss_and_gradient(model, batches, sigma=sigma, error_unit=0.7)
         assert losses.ce == pytest.approx(plain.loss, rel=1e-6)
-        assert losses.mse == pytest.approx(mse.item(), rel=1e-5)
-        expected = (1 - sigma) * losses.ce + sigma * losses.mse
+        assert losses.nmse == pytest.approx(nmse.item(), rel=1e-5)
+        expected = (1 - sigma) * losses.ce + sigma * losses.nmse
         assert losses.loss == pytest.approx(expected, rel=1e-6)
-        for name, of_mse in zip(names, of_error, strict=True):
-            if of_mse is None:  # the CTC head
+        for name, of_nmse in zip(names, of_error, strict=True):
+            if of_nmse is None:  # the CTC head
                 continue
-            wanted = (1 - sigma) * of_ce[name] + sigma * of_mse
+            wanted = (1 - sigma) * of_ce[name] + sigma * of_nmse
             assert torch.allclose(groups["projector"][name].grad, wanted, rtol=1e-4, atol=1e-6)
 
 
@@ -178,7 +178,7 @@ def test_without_sigma_targets_change_nothing(with_targets):
         for b, options in ((batches, {}), (batches, {"sigma": 0.0}), (stripped, {}))
     ]
     for losses, gradient in results:
-        assert losses == results[0][0] and losses.mse is None and losses.loss == losses.ce
+        assert losses == results[0][0] and losses.nmse is None and losses.loss == losses.ce
         assert torch.equal(gradient, results[0][1])
     with pytest.raises(ValueError, match="without targets"):
         loss_and_gradient(model, stripped, sigma=0.5)
@@ -190,7 +190,7 @@ def test_under_sigma_a_step_without_speech_has_the_cross_entropy_alone(with_targ
     batches = StepBatches(dataset)[dataclasses.replace(first_step(dataset), rows=(texts,))]
     assert batches[0]["target_tokens"] is None
     losses, _ = loss_and_gradient(model, batches, sigma=0.25)
-    assert losses.mse is None and losses.loss == pytest.approx(0.75 * losses.ce)
+    assert losses.nmse is None and losses.loss == pytest.approx(0.75 * losses.ce)
     assert all(p.grad is None for p in model.projector.parameters())
 
 
@@ -205,10 +205,10 @@ def test_under_sigma_a_batch_without_utterances_takes_part(with_targets):
     alone, _ = loss_and_gradient(model, parts[1:], sigma=0.5)
     used = [p for n, p in model.projector.named_parameters() if not n.startswith("ctc_")]
     assert all(p.grad is not None and not p.grad.any() for p in used)
-    assert alone.mse is None
+    assert alone.nmse is None
     both, gradient = loss_and_gradient(model, parts, sigma=0.5)
     whole, other = loss_and_gradient(model, StepBatches(dataset)[step], sigma=0.5)
-    assert both.mse == pytest.approx(whole.mse, rel=1e-5)
+    assert both.nmse == pytest.approx(whole.nmse, rel=1e-5)
     assert both.loss == pytest.approx(whole.loss, rel=1e-5)
     assert ((gradient - other).norm() / other.norm()).item() < 1e-5
 

@@ -1,6 +1,8 @@
 """One line for an error the user can mend, one line for all the processes of a run."""
 
 import os
+import select
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -22,21 +24,23 @@ def one_line_errors(traceback: bool = False) -> Iterator[None]:
 
     Covered are `InputError`, missing files, lacking permissions, a full disk, and what OmegaConf
     and YAML say of config files. Anything else is a bug and keeps its traceback. Under torchrun
-    one process of the run prints. Ctrl-C exits with 130.
+    one process of the run prints. Ctrl-C exits with 130. Where the reader of stdout has gone, as in
+    `torchtune-speech ls | head -1`, the program ends without a word and with 141, as shells say it.
 
     Args:
         traceback: Let all errors through with their traceback; so does
             `TORCHTUNE_SPEECH_TRACEBACK=1` in the environment.
 
     Raises:
-        SystemExit: With code 1 after an error, 130 after Ctrl-C.
+        SystemExit: With code 1 after an error, 130 after Ctrl-C, 141 without a reader of stdout.
 
     Example:
         >>> with one_line_errors():
         ...     cfg = OmegaConf.load(path)
     """
     try:
-        yield
+        with _quiet_without_reader():
+            yield
     except _USER_ERRORS as error:
         if traceback or os.environ.get("TORCHTUNE_SPEECH_TRACEBACK", "0") not in ("", "0"):
             raise
@@ -45,6 +49,37 @@ def one_line_errors(traceback: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         _print_once("interrupted")
         sys.exit(130)
+
+
+@contextmanager
+def _quiet_without_reader() -> Iterator[None]:
+    try:
+        try:
+            yield
+        except SystemExit:  # after --help, say
+            _flush_stdout()
+            raise
+        _flush_stdout()
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        # What is buffered would be tried again, and complained about, when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _flush_stdout() -> None:
+    print(end="", flush=True)  # there is no sys.stdout after >&-
+
+
+def _reader_has_gone() -> bool:
+    """Whether stdout is what broke, rather than some other pipe or connection."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, 0)  # errors are always told
+    except (TypeError, ValueError):  # no file
+        return False
+    return bool(poll.poll(0))
 
 
 def _one_line(error: BaseException) -> str:

@@ -44,7 +44,8 @@ def parse(recipe_main: Callable[[DictConfig], Any]) -> Callable[[], None]:
     @functools.wraps(recipe_main)
     def wrapper() -> None:
         if {"--help", "-h"} & set(sys.argv[1:]):
-            print(recipe_help(recipe_main.__globals__))
+            with one_line_errors():
+                print(recipe_help(recipe_main.__globals__))
             sys.exit(0)
         arguments = dict(word.partition("=")[::2] for word in sys.argv[1:])
         with one_line_errors(traceback=arguments.get("traceback") in _TRUE):

@@ -42,6 +42,7 @@ from torchtune_speech.data._sample import (
     text_twin,
 )
 from torchtune_speech.data._segments import JOINED_TASKS, segment_manifest, segment_samples
+from torchtune_speech.data._spread import spread
 from torchtune_speech.data._targets import TranscriptTargets, pad_targets, resolve_token
 from torchtune_speech.data._transcripts import (
     TranscriptBatch,
@@ -105,6 +106,7 @@ __all__ = [
     "samples_from_rows",
     "segment_manifest",
     "segment_samples",
+    "spread",
     "text_twin",
     "unanswerable_samples",
     "word_overlap",

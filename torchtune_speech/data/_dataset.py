@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torchtune.utils import get_logger
 from tqdm import tqdm
 
 from torchtune_speech.data._chat import ChatFormat
+from torchtune_speech.data._checks import num_frames, refuse_or_tell
 from torchtune_speech.data._ctc_labels import CTCLabels
 from torchtune_speech.data._interleave import InterleaveSpeech
 from torchtune_speech.data._kept import KeptPositions
@@ -17,8 +17,6 @@ from torchtune_speech.data._sample import Sample, text_twin
 from torchtune_speech.data._targets import TranscriptTargets, refuse_dense
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
-
-_log = get_logger("INFO")
 
 
 class SpeechDataset:
@@ -87,7 +85,16 @@ class SpeechDataset:
         lengths = np.array([self._num_tokens(t) if t else 0 for t in twins], dtype=np.int32)
         too_long = lengths > self.max_seq_len
         if too_long.any():
-            _refuse_or_tell("text twins", self.samples, lengths, self.max_seq_len, self.on_too_long)
+            refuse_or_tell(
+                self.samples,
+                too_long,
+                lambda i: (
+                    f"its text twin has {lengths[i]} tokens, max_seq_len is {self.max_seq_len}"
+                ),
+                "raise max_seq_len",
+                self.on_too_long,
+                what="text twins",
+            )
         return np.where(too_long, 0, lengths)
 
     def item(self, index: int, twin: bool = False) -> dict[str, Any]:
@@ -196,12 +203,7 @@ class SpeechDataset:
                 f"sample {sample.id}: has audio, but no feature store was given; "
                 "set dataset.features, or dataset.text_twins=true to read transcripts instead"
             )
-        if key not in self.store:
-            raise InputError(
-                f"sample {sample.id}: audio {key} is not in the feature store; "
-                "run extract_features on this manifest"
-            )
-        return self.store.num_frames(key)
+        return num_frames(self.store, sample, key)
 
 
 def _fitting(
@@ -214,27 +216,17 @@ def _fitting(
         raise InputError(f"dataset.on_too_long: {on_too_long!r} is neither 'fail' nor 'skip'")
     show = tqdm(samples, desc="tokenising", unit="sample", disable=len(samples) < 50_000)
     lengths = np.array([num_tokens(s) for s in show], dtype=np.int32)
-    kept = np.flatnonzero(lengths <= max_seq_len)
-    if len(kept) == len(samples):
+    too_long = lengths > max_seq_len
+    if not too_long.any():
         return list(samples), lengths
+    kept = np.flatnonzero(~too_long)
     if not len(kept) and on_too_long == "skip":
         raise InputError(f"max_seq_len: every sample is longer than {max_seq_len} tokens; raise it")
-    _refuse_or_tell("samples", samples, lengths, max_seq_len, on_too_long)
-    return [samples[i] for i in kept], lengths[kept]
-
-
-def _refuse_or_tell(
-    what: str, samples: Sequence[Sample], lengths: np.ndarray, max_seq_len: int, on_too_long: str
-) -> None:
-    too_long = np.flatnonzero(lengths > max_seq_len)
-    first = too_long[0]
-    if on_too_long == "fail":
-        twin = "" if what == "samples" else " (its text twin)"
-        raise InputError(
-            f"sample {samples[first].id}{twin}: {lengths[first]} tokens, max_seq_len is "
-            f"{max_seq_len} ({len(too_long)} of {len(samples)} {what} are too long); raise "
-            "max_seq_len, or set dataset.on_too_long=skip"
-        )
-    _log.warning(
-        "skipped %d of %d %s longer than %d tokens", len(too_long), len(samples), what, max_seq_len
+    refuse_or_tell(
+        samples,
+        too_long,
+        lambda i: f"{lengths[i]} tokens, max_seq_len is {max_seq_len}",
+        "raise max_seq_len",
+        on_too_long,
     )
+    return [samples[i] for i in kept], lengths[kept]

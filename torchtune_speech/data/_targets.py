@@ -3,13 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torchtune.utils import get_logger
 
 from torchtune_speech.data._chat import ChatFormat
+from torchtune_speech.data._checks import refuse_or_tell
 from torchtune_speech.data._sample import Sample
 from torchtune_speech.errors import InputError
-
-_log = get_logger("INFO")
 
 
 def pad_targets(tokens: Sequence[int], length: int, pad_token: int) -> np.ndarray:
@@ -97,35 +95,14 @@ def refuse_dense(
     """
     dense_n = tokens_n > vectors_n
     if dense_n.any():
-        first = int(np.flatnonzero(dense_n)[0])
-        have = f"{tokens_n[first]} tokens for fewer speech vectors ({vectors_n[first]})"
-        refuse_or_tell(samples, dense_n, have, "join fewer frames in the projector", on_too_long)
+        refuse_or_tell(
+            samples,
+            dense_n,
+            lambda i: f"{tokens_n[i]} tokens for fewer speech vectors ({vectors_n[i]})",
+            "join fewer frames in the projector",
+            on_too_long,
+        )
     return dense_n
-
-
-def refuse_or_tell(
-    samples: Sequence[Sample], bad_n: np.ndarray, have: str, cure: str, on_too_long: str
-) -> None:
-    """Refuse samples that do not fit, or have the log tell that they are skipped.
-
-    Args:
-        samples: the samples.
-        bad_n: True for those that do not fit, at least one, ``[n]``.
-        have: what the first of them has.
-        cure: what to do about it.
-        on_too_long: ``fail`` or ``skip``.
-
-    Raises:
-        InputError: naming the first of them, under ``fail``.
-    """
-    first = samples[int(np.flatnonzero(bad_n)[0])].id
-    many = f"{bad_n.sum()} of {len(samples)} samples"
-    if on_too_long == "skip":
-        _log.warning("skipped %s, among them %s: %s", many, first, have)
-        return
-    raise InputError(
-        f"sample {first}: {have}; {many} do not fit: {cure}, or set dataset.on_too_long=skip"
-    )
 
 
 def resolve_token(token: str | int, chat: ChatFormat) -> int:

@@ -9,10 +9,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchtune_speech.data._chat import ChatFormat
+from torchtune_speech.data._checks import num_frames, refuse_or_tell
 from torchtune_speech.data._collate import StepBatches
 from torchtune_speech.data._ctc_labels import CTCLabels
 from torchtune_speech.data._sample import Sample
-from torchtune_speech.data._targets import TranscriptTargets, refuse_dense, refuse_or_tell
+from torchtune_speech.data._targets import TranscriptTargets, refuse_dense
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
 
@@ -122,13 +123,7 @@ class TranscriptDataset:
     def _size(self, sample: Sample) -> tuple[int, int, int]:
         """Frames, speech vectors and tokens."""
         tokens = self._targets.tokens(sample)
-        key = sample.audio[0].key
-        if key not in self.store:
-            raise InputError(
-                f"sample {sample.id}: audio {key} is not in the feature store; "
-                "run extract_features on this manifest"
-            )
-        frames = self.store.num_frames(key)
+        frames = num_frames(self.store, sample, sample.audio[0].key)
         return frames, self.output_length(frames), len(tokens)
 
     def _fits(
@@ -137,8 +132,13 @@ class TranscriptDataset:
         """Which samples can be learnt; under ``fail`` all have to."""
         long = frames > self.max_frames
         if long.any():
-            have = f"{frames[np.flatnonzero(long)[0]]} frames, max_frames is {self.max_frames}"
-            refuse_or_tell(samples, long, have, "raise max_frames", self.on_too_long)
+            refuse_or_tell(
+                samples,
+                long,
+                lambda i: f"{frames[i]} frames, max_frames is {self.max_frames}",
+                "raise max_frames",
+                self.on_too_long,
+            )
         fits = ~long & ~refuse_dense(samples, tokens, vectors, self.on_too_long)
         if not fits.any():
             raise InputError("dataset: no sample that fits is left; give it samples")

@@ -29,7 +29,13 @@ from torchtune_speech.evaluation._normalizers import (
     normalizer,
     split_words,
 )
-from torchtune_speech.evaluation._qa import UNANSWERABLE, answer_f1, exact_match, qa
+from torchtune_speech.evaluation._qa import (
+    UNANSWERABLE,
+    answer_f1,
+    contains_answer,
+    exact_match,
+    qa,
+)
 from torchtune_speech.evaluation._report import score
 from torchtune_speech.evaluation._resegment import resegment
 from torchtune_speech.evaluation._samples import sample_scores
@@ -63,6 +69,7 @@ __all__ = [
     "bleu_tokenizer",
     "comet",
     "compare",
+    "contains_answer",
     "exact_match",
     "format_agreement",
     "format_comparison",

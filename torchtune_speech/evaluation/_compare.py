@@ -21,7 +21,8 @@ SIGNIFICANT = 0.05
 _FORMATS = {
     **dict.fromkeys(("wer", "cer"), ".4f"),
     **dict.fromkeys(("bleu", "chrf", "ter"), ".2f"),
-    **dict.fromkeys(("accuracy", "f1", "unanswerable_accuracy", "answerable_accuracy"), ".4f"),
+    **dict.fromkeys(("accuracy", "f1", "containment"), ".4f"),
+    **dict.fromkeys(("unanswerable_accuracy", "answerable_accuracy"), ".4f"),
     **dict.fromkeys(("adherence", *GIVEN_SCORES), ".4f"),
 }
 _LOWER = ("wer", "cer", "ter")

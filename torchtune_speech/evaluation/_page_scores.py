@@ -23,6 +23,7 @@ METRICS: dict[str, dict[str, Any]] = {
     "cer": {"label": "CER", "unit": "%", "lower": True},
     "answerable_accuracy": {"label": "accuracy, answerable", "unit": "%", "lower": False},
     "unanswerable_accuracy": {"label": "accuracy, unanswerable", "unit": "%", "lower": False},
+    "containment": {"label": "right answer contained", "unit": "%", "lower": False},
     "match": {"label": "exact match", "unit": "", "lower": False},
 }
 TASKS = {

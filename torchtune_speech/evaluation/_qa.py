@@ -1,4 +1,4 @@
-"""Answers to questions: exact match, token F1, and what is done with unanswerable questions."""
+"""Answers to questions: exact match, token F1, containment, and refusals."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def qa(
     langs: str | Sequence[str],
     unanswerable: Mapping[str, str] = UNANSWERABLE,
 ) -> dict[str, Any]:
-    """Accuracy and F1 of answers, in all and by language.
+    """Accuracy, F1 and containment of answers, in all and by language.
 
     Both sides are normalised as for SQuAD: lower case, no punctuation, no English article.
 
@@ -39,7 +39,8 @@ def qa(
             question whose reference is this answer counts as unanswerable.
 
     Returns:
-        ``accuracy`` (exact match), ``f1`` (token overlap, mean over questions),
+        ``accuracy`` (exact match), ``f1`` (token overlap, mean over questions), ``containment``
+        (share of answers that hold the right answer, see :func:`contains_answer`),
         ``unanswerable_accuracy`` and ``answerable_accuracy`` (exact match on the two kinds of
         question; None without such a question) as fractions, ``n``, ``n_unanswerable``,
         ``normalizer``; the same again under each language.
@@ -95,6 +96,32 @@ def answer_f1(reference: str, prediction: str, lang: str = "en") -> float:
     return 2 * sum((Counter(right) & Counter(given)).values()) / (len(right) + len(given))
 
 
+def contains_answer(reference: str, prediction: str, lang: str = "en") -> bool:
+    """Whether an answer holds the right answer, in the same words (characters in Chinese) in a row.
+
+    Exact match for short references and answers that may be sentences. More words never do harm
+    here: an answer that lists everything, or denies what is right, holds the right answer, too.
+
+    Args:
+        reference: right answer.
+        prediction: answer of the model.
+        lang: language of the answer.
+
+    Returns:
+        True when it is there after normalisation.
+
+    Example:
+        >>> contains_answer("At the station.", "The doctor waits at the station.")
+        True
+    """
+    right = split_words(_normalize(reference, lang))
+    given = split_words(_normalize(prediction, lang))
+    if not right:
+        return not given
+    starts = range(len(given) - len(right) + 1)
+    return any(given[start : start + len(right)] == right for start in starts)
+
+
 def qa_statistics(
     references: Sequence[str],
     predictions: Sequence[str],
@@ -104,7 +131,8 @@ def qa_statistics(
     """What each question adds to the scores of :func:`qa`; arguments as there.
 
     Returns:
-        ``accuracy``, ``f1``, ``unanswerable_accuracy`` and ``answerable_accuracy``.
+        ``accuracy``, ``f1``, ``containment``, ``unanswerable_accuracy`` and
+        ``answerable_accuracy``.
     """
     rows = list(zip(references, predictions, langs, strict=True))
     matches = [exact_match(*row) for row in rows]
@@ -112,6 +140,7 @@ def qa_statistics(
     return {
         "accuracy": mean(matches),
         "f1": mean([answer_f1(*row) for row in rows]),
+        "containment": mean([contains_answer(*row) for row in rows]),
         "unanswerable_accuracy": mean(matches, refusals),
         "answerable_accuracy": mean(matches, [not refusal for refusal in refusals]),
     }

@@ -71,7 +71,7 @@ def score(
              "asr": {"wer": 0.021, "cer": ..., "n": 200, "intervals": {"wer": [0.015, 0.028]},
                      "normalizers": {"none": {"wer": ..., "cer": ...}, "whisper": ...}, ...},
              "st": {"de": {"bleu": 84.1, "chrf": ..., "ter": ..., "n": 100, ...}, "it": ...},
-             "sqa": {"accuracy": 0.87, "f1": ..., "unanswerable_accuracy": ..., "en": {...}, ...},
+             "sqa": {"accuracy": 0.87, "f1": ..., "containment": ..., "en": {...}, ...},
              "empty": 0, "loops": 0, "length_finishes": 0, ..., "normalizer": "whisper",
              "n": {"asr": 200, "st": 300, "sqa": 400},
              "domains": {"europarl": {"asr": {...}, ...}}, "durations": {"0-5": {"asr": ...}},

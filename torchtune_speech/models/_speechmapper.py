@@ -12,8 +12,7 @@ from torchtune_speech.modules import (
     PackedConv1d,
     Packing,
     TransformerEncoderLayer,
-    integrate_and_fire,
-    new_token_probs,
+    ctc_compress,
     rotary_angles,
     stacked_length,
 )
@@ -21,8 +20,8 @@ from torchtune_speech.modules import (
 PerBlock = int | Sequence[int]
 
 
-class FireByCTC(nn.Module):
-    """In the place of a block's convolution: sums vectors into a slot for each token CTC hears.
+class CTCCompression(nn.Module):
+    """In the place of a block's convolution: the mean of the vectors of each token CTC hears.
 
     The tokens then stand in order from the first slot on, where the targets of SpeechMapper have
     them, and the layers need not learn to carry them there. CTC decides alone: no gradient of the
@@ -41,7 +40,7 @@ class FireByCTC(nn.Module):
         return stacked_length(vectors, self.stride)
 
     def forward(self, x_td: Tensor, lengths_u: Tensor, ctc_logits_tv: Tensor) -> Tensor:
-        """Sum.
+        """Compress: see :func:`ctc_compress`.
 
         Args:
             x_td: packed vectors, ``[t, d]``.
@@ -52,8 +51,7 @@ class FireByCTC(nn.Module):
         Returns:
             Packed slots, ``[sum(output_length(lengths_u)), d]``; zero behind the last token.
         """
-        weights_t = new_token_probs(ctc_logits_tv.detach(), lengths_u)
-        return integrate_and_fire(x_td, weights_t, lengths_u, self.output_length(lengths_u))
+        return ctc_compress(x_td, ctc_logits_tv, lengths_u, self.output_length(lengths_u))
 
 
 class SpeechMapperBlock(nn.Module):
@@ -64,7 +62,7 @@ class SpeechMapperBlock(nn.Module):
 
     Args:
         conv: makes what the layers get, ``embed_dim`` wide: called as ``conv(x_td, lengths_u)``,
-            or with CTC logits, too (:class:`FireByCTC`); has ``output_length``.
+            or with CTC logits, too (:class:`CTCCompression`); has ``output_length``.
         embed_dim: width of the layers.
         out_dim: width of what goes out.
         layers: called as ``layer(x_td, packing, rotary)``.
@@ -98,7 +96,7 @@ class SpeechMapperBlock(nn.Module):
         Args:
             x_td: packed vectors, ``[t, in_dim]``.
             lengths_u: vectors of each utterance, ``[u]``, on the CPU.
-            *ctc_logits_tv: for :class:`FireByCTC`, ``[t, v]``.
+            *ctc_logits_tv: for :class:`CTCCompression`, ``[t, v]``.
 
         Returns:
             Packed vectors, ``[n, out_dim]``, and their number in each utterance, ``[u]``.
@@ -128,7 +126,7 @@ class SpeechMapperProjector(nn.Module):
         input_norm: see :class:`EncoderProjector`.
         ctc_vocab_size: see :class:`EncoderProjector`.
         ctc_block: block, counted from 1, after which the CTC head sits. A block behind it whose
-            ``conv`` is :class:`FireByCTC` gets its logits.
+            ``conv`` is :class:`CTCCompression` gets its logits.
         output_scale: see :class:`EncoderProjector`.
     """
 
@@ -166,9 +164,9 @@ class SpeechMapperProjector(nn.Module):
         return nn.ModuleList(layer for block in self.blocks for layer in block.layers)
 
     @property
-    def fires_by_ctc(self) -> bool:
+    def compresses_by_ctc(self) -> bool:
         """Whether the CTC head decides what a speech vector is made of."""
-        return any(isinstance(block.conv, FireByCTC) for block in self.blocks)
+        return any(isinstance(block.conv, CTCCompression) for block in self.blocks)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, as after building on the meta device and ``to_empty``."""
@@ -229,11 +227,11 @@ class SpeechMapperProjector(nn.Module):
         x = self.input_norm(frames_td.to(self.out_proj.weight.dtype))
         ctc_logits = None
         for number, block in enumerate(self.blocks, start=1):
-            if isinstance(block.conv, FireByCTC):
+            if isinstance(block.conv, CTCCompression):
                 x, lengths_u = block(x, lengths_u, ctc_logits)
             else:
                 x, lengths_u = block(x, lengths_u)
-            if number == self.ctc_block and (self.fires_by_ctc or return_ctc):
+            if number == self.ctc_block and (self.compresses_by_ctc or return_ctc):
                 ctc_logits = self.ctc_proj(self.ctc_norm(x))
         vectors = self.out_proj(self.norm(self.out_layers(x)))
         return (vectors, ctc_logits) if return_ctc else vectors
@@ -255,7 +253,7 @@ def speechmapper_projector(
     input_norm: bool = True,
     ctc_vocab_size: int | None = None,
     ctc_block: int = 1,
-    fire_by_ctc: bool = False,
+    ctc_compress: bool = False,
     output_scale: float = 1.0,
 ) -> SpeechMapperProjector:
     """Build the projector of SpeechMapper, which is trained on the LLM's embedding table first.
@@ -279,9 +277,9 @@ def speechmapper_projector(
     sinusoidal in each block, so that there is no longest utterance), activation, dropout.
 
     The hard part of the task is to carry each token to the front, where the targets have it.
-    With ``fire_by_ctc`` (ours, not the papers') it need not be learnt: behind the CTC head,
-    vectors are summed into as many slots as CTC hears tokens (:class:`FireByCTC`), in the place of
-    the next block's convolution. CTC's labels must then be the LLM's tokens
+    With ``ctc_compress`` (ours, not the papers') it need not be learnt: behind the CTC head,
+    vectors are averaged into as many slots as CTC hears tokens (:class:`CTCCompression`), in the
+    place of the next block's convolution. CTC's labels must then be the LLM's tokens
     (``dataset.ctc: tokens``).
 
     Args:
@@ -300,8 +298,8 @@ def speechmapper_projector(
         input_norm: layer normalisation of each frame.
         ctc_vocab_size: symbols of a CTC head, blank included; None for no head.
         ctc_block: block, counted from 1, after which the CTC head sits, at the rate there.
-        fire_by_ctc: let CTC sum the vectors into tokens, instead of the convolution of the block
-            behind ``ctc_block``.
+        ctc_compress: let CTC average the vectors into tokens, instead of the convolution of the
+            block behind ``ctc_block``.
         output_scale: multiplies the initial weights of the last linear map: see
             :class:`EncoderProjector`.
 
@@ -335,9 +333,9 @@ def speechmapper_projector(
     if num_heads is not None:
         heads = _per_block("num_heads", num_heads, len(dims))
     heads = [head_count(dim, count) for dim, count in zip(dims, heads, strict=True)]
-    if fire_by_ctc and (ctc_vocab_size is None or ctc_block == len(dims)):
+    if ctc_compress and (ctc_vocab_size is None or ctc_block == len(dims)):
         raise InputError(
-            "projector.fire_by_ctc: needs a CTC head and a block behind it; set ctc_vocab_size, "
+            "projector.ctc_compress: needs a CTC head and a block behind it; set ctc_vocab_size, "
             f"and ctc_block below {len(dims)}"
         )
     widths = [in_dim, *dims[1:], out_dim]  # between the blocks
@@ -348,8 +346,8 @@ def speechmapper_projector(
         )
 
     def conv(block: int) -> nn.Module:
-        if fire_by_ctc and block == ctc_block:  # counted from 0: the one behind the head
-            return FireByCTC(steps[block])
+        if ctc_compress and block == ctc_block:  # counted from 0: the one behind the head
+            return CTCCompression(steps[block])
         return PackedConv1d(widths[block], dims[block], kernels[block], steps[block])
 
     blocks = [

@@ -7,6 +7,7 @@ from torchtune_speech.modules._attention import (
     rotary_angles,
 )
 from torchtune_speech.modules._ctc import ctc_greedy, ctc_loss_sum, ctc_possible
+from torchtune_speech.modules._ctc_compress import ctc_compress
 from torchtune_speech.modules._embedding_distance import embedding_distance_sum
 from torchtune_speech.modules._embedding_losses import (
     absolute_error_sum,
@@ -17,7 +18,6 @@ from torchtune_speech.modules._embedding_losses import (
     vocabulary_contrast_sum,
     word_and_pad_squared_error,
 )
-from torchtune_speech.modules._integrate_and_fire import integrate_and_fire, new_token_probs
 from torchtune_speech.modules._layers import (
     Activation,
     ConformerConvolution,
@@ -52,17 +52,16 @@ __all__ = [
     "absolute_error_sum",
     "apply_rotary",
     "cosine_distance_sum",
+    "ctc_compress",
     "ctc_greedy",
     "ctc_loss_sum",
     "ctc_possible",
     "embedding_distance_sum",
     "feed_forward",
-    "integrate_and_fire",
     "length_groups",
     "linear_cross_entropy_sum",
     "lora_linear",
     "nearest_tokens",
-    "new_token_probs",
     "non_pads",
     "packed_attention",
     "packed_conv1d",

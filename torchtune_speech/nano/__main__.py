@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torchtune_speech.errors import InputError
+from torchtune_speech.nano._fluent import write_fluent
 from torchtune_speech.nano._world import build_world
 
 _DESCRIPTION = """\
-Builds the small world of the quickstart. Two steps, each done once and skipped when it is there:
+Builds the small world of the quickstart. World and LLM are made once and kept when they are there:
 
   python -m torchtune_speech.nano world --out runs/nano/data
       speech (16 kHz FLAC) with the manifests train, dev, test and text (about a minute)
+  python -m torchtune_speech.nano fluent --data runs/nano/data
+      its manifests once more, with answers in sentences (a second)
   python -m torchtune_speech.nano llm --data runs/nano/data --out runs/nano/llm
       a tokenizer and a small Llama-3.1, pretrained on text, as a Hugging Face folder (minutes)
 """
@@ -63,12 +66,16 @@ def _parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="world|llm")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="world|fluent|llm")
     world = commands.add_parser("world", help="speech, manifests and text")
     world.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
     parameters = inspect.signature(build_world).parameters
     _add_numbers(world, _WORLD_NUMBERS, {name: parameters[name].default for name in _WORLD_NUMBERS})
     world.set_defaults(build=lambda out, **settings: build_world(out, **settings))
+
+    fluent = commands.add_parser("fluent", help="manifests with answers in sentences")
+    fluent.add_argument("--data", required=True, metavar="FOLDER", help="folder that `world` made")
+    fluent.set_defaults(build=lambda data: write_fluent(data))
 
     llm = commands.add_parser("llm", help="tokenizer and small LLM")
     llm.add_argument("--data", required=True, metavar="FOLDER", help="folder that `world` made")

@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torchtune_speech.nano._grammar import UNANSWERABLE, Sentence, answer_phrase, finish
+from torchtune_speech.nano._grammar import UNANSWERABLE, Sentence, answer_phrase, finish, told
 from torchtune_speech.nano._lexicon import LANGUAGES, NUMBERS, PLACES, SUBJECTS, THINGS, TIMES
-from torchtune_speech.nano._paraphrase import paraphrases, reordered, told
+from torchtune_speech.nano._paraphrase import paraphrases, reordered
 
 # Whether an answer of this kind is right.
 ANSWER_KINDS = {

@@ -8,8 +8,10 @@ Everything is a pure function of the random generator that is passed in.
 """
 
 import random
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torchtune_speech.nano._lexicon import (
     INTRANSITIVE_VERBS,
@@ -50,9 +52,9 @@ class Sentence:
         subject: Who acts.
         verb: What is done.
         adjective: How the subject is; None when not said.
-        number: How many things; None in a sentence without object, like the next two.
-        thing_adjective: How the things are.
-        thing: What is acted on.
+        number: How many things; None when not said.
+        thing_adjective: How the things are; None when not said.
+        thing: What is acted on; None in a sentence without object.
         place: Where; None when not said.
         time: When; None when not said.
         time_first: Whether the sentence begins with the time.
@@ -91,7 +93,7 @@ class Sentence:
         return finish(lang, first, subject, verb, thing, place, last)
 
     def object_phrase(self, lang: str) -> str:
-        """Returns number, adjective and noun of the object, or "" when there is none.
+        """Returns number, adjective and noun of the object, as far as said; "" without object.
 
         Args:
             lang: One of "en", "de", "it", "zh".
@@ -101,13 +103,15 @@ class Sentence:
         """
         if self.thing is None:
             return ""
-        number, noun = getattr(self.number, lang), getattr(self.thing, lang)
+        number, noun = getattr(self.number, lang, ""), getattr(self.thing, lang)
         if lang == "it":
-            return f"{number} {noun} {getattr(self.thing_adjective, 'it_' + self.thing.gender)}"
-        adjective = getattr(self.thing_adjective, lang)
+            adjective = getattr(self.thing_adjective, "it_" + self.thing.gender, "")
+            return " ".join(part for part in (number, noun, adjective) if part)
+        adjective = getattr(self.thing_adjective, lang, "")
         if lang == "zh":
-            return f"{number}{self.thing.classifier}{adjective}{noun}"
-        return f"{number} {adjective} {noun}"
+            classifier = self.thing.classifier if number else ""
+            return f"{number}{classifier}{adjective}{noun}"
+        return " ".join(part for part in (number, adjective, noun) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +198,57 @@ def draw_sentences(rng: random.Random, seen: set[str]) -> Iterator[Sentence]:
             yield sentence
 
 
+def parse_sentence(text: str) -> Sentence:
+    """Reads an English sentence back.
+
+    Args:
+        text: What `Sentence.text` gave for "en".
+
+    Returns:
+        The sentence.
+
+    Raises:
+        ValueError: When the grammar has no such sentence.
+    """
+    match = _ENGLISH.fullmatch(text)
+    if match is None:
+        raise ValueError(f"no sentence of the nano world: {text!r}")
+    found = {part: words for part, words in match.groupdict().items() if words is not None}
+    first = found.pop("first", None)
+    if first is not None:
+        found["time"] = first[:1].lower() + first[1:]  # times begin in lower case
+    entries = {part: _entry(_TABLE_OF[part], words) for part, words in found.items()}
+    return Sentence(**entries, time_first=first is not None)
+
+
+def _entry(table: tuple[Any, ...], words: str) -> Any:
+    return next(entry for entry in table if entry.en == words)
+
+
+def _english_pattern() -> re.Pattern[str]:
+    """English sentences, with a group for each part."""
+    forms = {part: "|".join(e.en for e in table) for part, table in _TABLE_OF.items()}
+    one = {part: f"(?P<{part}>{words})" for part, words in forms.items()}
+    thing = f"(?: {one['number']} {one['thing_adjective']} {one['thing']})?"
+    return re.compile(
+        f"(?:(?P<first>(?i:{forms['time']})) the|The) (?:{one['adjective']} )?{one['subject']} "
+        f"{one['verb']}{thing}(?: {one['place']})?(?: {one['time']})?[.]"
+    )
+
+
+_TABLE_OF = {
+    "subject": SUBJECTS,
+    "verb": INTRANSITIVE_VERBS + TRANSITIVE_VERBS,
+    "adjective": SUBJECT_ADJECTIVES,
+    "number": NUMBERS,
+    "thing_adjective": THING_ADJECTIVES,
+    "thing": THINGS,
+    "place": PLACES,
+    "time": TIMES,
+}
+_ENGLISH = _english_pattern()
+
+
 def draw_question(
     sentence: Sentence, lang: str, rng: random.Random, *, answerable: bool
 ) -> Question:
@@ -240,6 +295,51 @@ def ask(sentence: Sentence, kind: str, lang: str) -> Question:
     """
     text = _question_text(sentence, kind, lang)
     return Question(kind, True, text, finish(lang, answer_phrase(sentence, kind, lang)))
+
+
+def fluent_answer(sentence: Sentence, kind: str, lang: str) -> str:
+    """Returns the answer to a question as a sentence, where `ask` gives the phrase alone.
+
+    It says what the question says and the phrase, no more, so that to repeat or to translate the
+    whole sentence is seldom to answer.
+
+    Args:
+        sentence: The sentence that is asked about; it has the constituent.
+        kind: One of `QUESTION_KINDS`.
+        lang: One of "en", "de", "it", "zh".
+
+    Returns:
+        A sentence such as "The doctor waits at the station."
+    """
+    answer = told(sentence, kind)
+    if kind != "what":
+        answer = replace(answer, thing_adjective=None)
+    if kind not in ("what", "how many"):
+        answer = replace(answer, number=None)
+    return answer.text(lang)
+
+
+def told(sentence: Sentence, kind: str) -> Sentence:
+    """Returns the sentence without what neither a question of a kind nor its answer speaks of.
+
+    Args:
+        sentence: The sentence that is asked about.
+        kind: Kind of the question.
+
+    Returns:
+        A sentence that answers the question and says little else.
+    """
+    place, time = sentence.place, sentence.time
+    if kind == "who":  # the question names one circumstance, and none beside an object
+        place, time = (None, None) if sentence.thing else (place, None if place else time)
+    elif kind == "where":
+        time = None
+    elif kind == "when":
+        place = None
+    else:
+        place = time = None
+    adjective = sentence.adjective if kind == "who" else None
+    return replace(sentence, adjective=adjective, place=place, time=time, time_first=False)
 
 
 def answerable_kinds(sentence: Sentence) -> list[str]:
@@ -397,7 +497,10 @@ __all__ = [
     "draw_sentence",
     "draw_sentences",
     "finish",
+    "fluent_answer",
+    "parse_sentence",
     "spoken_words",
     "subject_phrase",
+    "told",
     "unrelated_sentence",
 ]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from torchtune_speech.nano._grammar import Sentence, answer_phrase, finish, subject_phrase
+from torchtune_speech.nano._grammar import Sentence, answer_phrase, finish, subject_phrase, told
 from torchtune_speech.nano._lexicon import LANGUAGES
 
 _DIGITS = {
@@ -88,29 +88,6 @@ def paraphrases(sentence: Sentence, kind: str, lang: str) -> dict[str, str]:
         "synonym": _synonym(asked, kind, lang),
     }
     return {way: text for way, text in found.items() if text is not None}
-
-
-def told(sentence: Sentence, kind: str) -> Sentence:
-    """Returns the sentence without what neither a question of a kind nor its answer speaks of.
-
-    Args:
-        sentence: The sentence that is asked about.
-        kind: Kind of the question.
-
-    Returns:
-        A sentence that answers the question and says little else.
-    """
-    place, time = sentence.place, sentence.time
-    if kind == "who":  # the question names one circumstance, and none beside an object
-        place, time = (None, None) if sentence.thing else (place, None if place else time)
-    elif kind == "where":
-        time = None
-    elif kind == "when":
-        place = None
-    else:
-        place = time = None
-    adjective = sentence.adjective if kind == "who" else None
-    return replace(sentence, adjective=adjective, place=place, time=time, time_first=False)
 
 
 def reordered(sentence: Sentence, kind: str, lang: str) -> str:

@@ -77,17 +77,25 @@ def tune(family: str, recipe: str, *options: str) -> Callable[[], None]:
     return lambda: command("tune", "run", recipe, "--config", f"{family}/{recipe}", *options)
 
 
-def training_step(family: str, recipe: str, name: str) -> PipelineStep:
+def training_step(
+    family: str, recipe: str, name: str, *options: str, folder: Path | None = None
+) -> PipelineStep:
     """A training recipe: done when its last checkpoint is there, else started or gone on with.
 
     Args:
         family: folder in configs/.
         recipe: name of recipe and config.
         name: of the step.
+        *options: `key=value`; none of them changes the number of steps.
+        folder: what the run writes; by default what the config says.
 
     Returns:
         The step.
     """
     cfg = yaml.safe_load(config_path(f"{family}/{recipe}").read_text(encoding="utf-8"))
-    product = Path(cfg["output_dir"]) / f"step_{cfg['max_steps']}" / "stage.json"
-    return PipelineStep(name, product, tune(family, recipe, "resume=true"))
+    words = [*options, "resume=true"]
+    if folder is not None:
+        words = [f"output_dir={folder}", *words]
+    folder = folder or Path(cfg["output_dir"])
+    product = folder / f"step_{cfg['max_steps']}" / "stage.json"
+    return PipelineStep(name, product, tune(family, recipe, *words))

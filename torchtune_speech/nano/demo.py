@@ -74,6 +74,11 @@ def demo_steps() -> list[PipelineStep]:
             "world", OUT / "data" / "world.json", lambda: command(*nano, "world", "--out", data)
         ),
         PipelineStep(
+            "fluent answers",  # for `torchtune-speech study answer_style`
+            OUT / "data" / "text_fluent.jsonl",
+            lambda: command(*nano, "fluent", "--data", data),
+        ),
+        PipelineStep(
             "llm",
             OUT / "llm" / "config.json",
             lambda: command(*nano, "llm", "--data", data, "--out", llm),

@@ -1,21 +1,26 @@
 """SpeechMapper beside the system of 2025: `python -m torchtune_speech.nano.demo_2026`.
 
-Runs what is missing of the demo of 2025, whose data, LLM, features and stage B serve here, too.
-Then both versions of SpeechMapper: stage 1 on transcribed speech without the LLM, stage 2 through
-the frozen LLM, which knows the tasks from text (stage B), and for version 2 stage C; with all
-speech vectors, or without pads where it says `kept`. What is there already is kept.
+Runs what is missing of the demo of 2025, whose data, LLM and stage B serve here, too. Then the
+features, at three speeds, and both versions of SpeechMapper: stage 1 on transcribed speech without
+the LLM, stage 2 through the frozen LLM, which knows the tasks from text (stage B), and for version
+2 stage C; with all speech vectors, or without pads where it says `kept`. What is there already is
+kept.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from torchtune_speech.config import config_path, one_line_errors
+from torchtune_speech.config import one_line_errors
 from torchtune_speech.files import read_jsonl, write_json
 from torchtune_speech.nano import demo
-from torchtune_speech.nano._pipeline import PipelineStep, command, run_pipeline, tune
+from torchtune_speech.nano._pipeline import (
+    PipelineStep,
+    command,
+    run_pipeline,
+    training_step,
+    tune,
+)
 from torchtune_speech.nano.report_2026 import (
     SYSTEMS,
     format_cost_table,
@@ -25,7 +30,7 @@ from torchtune_speech.nano.report_2026 import (
 
 FAMILY = "nano-2026"
 OUT = Path("runs/nano-2026")  # as in configs/nano-2026
-V1 = ["~projector.ctc_vocab_size", "~projector.ctc_block", "~projector.fire_by_ctc"]
+V1 = ["~projector.ctc_vocab_size", "~projector.ctc_block", "~projector.ctc_compress"]
 V1_LOSS = ["loss.squared_error=5", "loss.pad_squared_error=5", "loss.cosine=100"]
 V1_LOSS += ["loss.absolute=0", "loss.contrast=0", "loss.ctc=0", "learning_rate.projector.lr=1e-3"]
 ON_TEST = ["eval_every_n_steps=null", "eval_dataset.manifest=runs/nano/data/test.jsonl"]
@@ -71,6 +76,9 @@ def run_demo() -> None:
 def steps_2026() -> list[PipelineStep]:
     """The steps behind those of the demo, in order."""
     steps = [
+        PipelineStep(
+            "features 2026", OUT / "features" / "index.parquet", tune(FAMILY, "extract_features")
+        ),
         _training("v1", "stage_1", "speechmapper", *V1, *V1_LOSS, "dataset.ctc=null", *ON_TEST),
         _training("v2", "stage_1", "speechmapper", *ON_TEST),
         PipelineStep("v2 keep", OUT / "v2" / "kept.parquet", _keep),
@@ -123,18 +131,14 @@ def training_folders() -> dict[str, Path]:
 
 def _training(version: str, name: str, recipe: str, *options: str) -> PipelineStep:
     """A recipe with its config of this family, into a folder of its own."""
-    cfg = yaml.safe_load(config_path(f"{FAMILY}/{recipe}").read_text(encoding="utf-8"))
     folder = OUT / version / name
-    run = tune(FAMILY, recipe, f"output_dir={folder}", *options, "resume=true")
-    return PipelineStep(
-        f"{version} {name}", folder / f"step_{cfg['max_steps']}" / "stage.json", run
-    )
+    return training_step(FAMILY, recipe, f"{version} {name}", *options, folder=folder)
 
 
 def _keep() -> None:
     command(
         *("torchtune-speech", "keep", "--checkpoint", str(OUT / "v2" / "stage_1")),
-        *("--features", str(demo.OUT / "features"), "--output", str(OUT / "v2" / "kept.parquet")),
+        *("--features", str(OUT / "features"), "--output", str(OUT / "v2" / "kept.parquet")),
     )
 
 

@@ -135,7 +135,7 @@ def format_cost_table(report: Mapping[str, Any]) -> str:
 
 
 def _adherence(scores: Mapping[str, Any]) -> float:
-    """Share of translations and answers in the language asked for, mean over languages."""
+    """Share of translations in the language asked for, mean over languages."""
     translation = scores.get("st") or scores.get("mt") or {}
     values = [part["adherence"] for part in translation.values() if "adherence" in part]
     return sum(values) / len(values) if values else float("nan")

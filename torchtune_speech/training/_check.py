@@ -186,10 +186,10 @@ def check_projector(
             f"projector.ctc_vocab_size: {size or 'null'}, but {key}.ctc has {labels} labels; "
             f"set projector.ctc_vocab_size={labels}, or {key}.ctc=null"
         )
-    if getattr(projector, "fires_by_ctc", False) and not isinstance(dataset.ctc, TokenLabels):
+    if getattr(projector, "compresses_by_ctc", False) and not isinstance(dataset.ctc, TokenLabels):
         raise InputError(
-            f"{key}.ctc: projector.fire_by_ctc counts the LLM's tokens, these labels are "
-            f"characters; set {key}.ctc=tokens, or projector.fire_by_ctc=false"
+            f"{key}.ctc: projector.ctc_compress counts the LLM's tokens, these labels are "
+            f"characters; set {key}.ctc=tokens, or projector.ctc_compress=false"
         )
 
 
@@ -240,10 +240,10 @@ def check_mapper(
         check_projector(projector, eval_dataset, key="eval_dataset")
     if ctc_weight > 0:
         check_ctc_head(projector, "loss.ctc")
-    elif getattr(projector, "fires_by_ctc", False):
+    elif getattr(projector, "compresses_by_ctc", False):
         raise InputError(
-            "loss.ctc: 0, but projector.fire_by_ctc needs a head that has learnt to hear; "
-            "raise it, or set projector.fire_by_ctc=false"
+            "loss.ctc: 0, but projector.ctc_compress needs a head that has learnt to hear; "
+            "raise it, or set projector.ctc_compress=false"
         )
     if not (Path(llm_dir) / "config.json").is_file():
         return

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from torchtune_speech.data import SpeechDataset
+from torchtune_speech.data import SpeechDataset, spread
 from torchtune_speech.evaluation import score, wer
 from torchtune_speech.generation import Decoding, plan_batches, predict
 from torchtune_speech.models import SpeechLLM
@@ -45,8 +44,7 @@ def evaluate(
         The report of :func:`score`, with ``ctc`` (word error rate of the projector's CTC head)
         where the data set has CTC labels and transcripts; and the examples.
     """
-    count = min(num_samples, len(dataset))
-    chosen = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
+    chosen = spread(num_samples, len(dataset))
     report: dict[str, Any] = {}
     if dataset.ctc is not None:
         transcripts = ctc_transcripts(model, dataset, chosen, process.device, dtype)
@@ -58,7 +56,7 @@ def evaluate(
         batches = plan_batches(dataset, chosen, batch_size)
         for batch in predict(model, dataset, batches, Decoding(max_new_tokens), cache_dtype=dtype):
             rows.update(batch)
-    examples = [rows[i] for i in chosen[:: max(1, count // max(num_examples, 1))][:num_examples]]
+    examples = [rows[chosen[i]] for i in spread(num_examples, len(chosen))]
     scores = score([rows[i] for i in chosen], intervals=False, ter=False)
     return scores | report, examples
 

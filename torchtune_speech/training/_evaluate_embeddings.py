@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchtune_speech.data import TranscriptDataset, collate_transcripts
+from torchtune_speech.data import TranscriptDataset, collate_transcripts, spread
 from torchtune_speech.evaluation import normalizer, wer
 from torchtune_speech.models import ProjectorWithTable
 from torchtune_speech.modules import ctc_greedy, nearest_tokens
@@ -49,14 +48,13 @@ def evaluate_embeddings(
         whose nearest token is the pad); ``ctc``, the word error rate of the projector's CTC head,
         where the data set has CTC labels; ``n``. And the examples.
     """
-    count = min(num_samples, len(dataset))
-    chosen = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
+    chosen = spread(num_samples, len(dataset))
     heard: list[str] = []
     spelled: list[str] = []
     sums = torch.zeros(4, dtype=torch.float64)
     was_training = model.training
     model.eval()
-    for start in range(0, count, batch_size):
+    for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]
         texts, ctc_texts, of_part = _transcribe(model, dataset, part, process.device, dtype)
         heard, spelled, sums = heard + texts, spelled + ctc_texts, sums + of_part
@@ -82,8 +80,8 @@ def evaluate_embeddings(
         }
         for i, reference, text in zip(chosen, references, heard, strict=True)
     ]
-    examples = rows[:: max(1, count // max(num_examples, 1))][:num_examples]
-    return {"n": count} | scores, examples
+    examples = [rows[i] for i in spread(num_examples, len(rows))]
+    return {"n": len(rows)} | scores, examples
 
 
 @torch.no_grad()

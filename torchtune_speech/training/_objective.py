@@ -21,9 +21,10 @@ class StepLoss:
 
     Args:
         loss: mean cross-entropy of the supervised tokens, in nats; with sigma its sum with the
-            squared error, each times its weight.
+            normalised squared error, each times its weight.
         ce: that cross-entropy; None in a step without it.
-        mse: mean squared error of the speech vectors; None without sigma, or without speech.
+        nmse: mean squared error of the speech vectors, in units of ``error_unit``, by which
+            :func:`forward_backward` divides it; None without sigma, or without speech.
         ctc: mean CTC loss per label of the utterances in it, in nats; None without CTC.
         ctc_skipped: utterances that are too short for their CTC target.
         supervised_tokens: number of supervised tokens.
@@ -33,7 +34,7 @@ class StepLoss:
 
     loss: float
     ce: float | None
-    mse: float | None
+    nmse: float | None
     ctc: float | None
     ctc_skipped: int
     supervised_tokens: int
@@ -46,12 +47,13 @@ class StepSums:
     """Sums of a step over all processes, on the device: reading them waits for it.
 
     Args:
-        losses: cross-entropy and CTC loss, in nats, and squared error, float64 ``[3]``.
+        losses: cross-entropy and CTC loss, in nats, and normalised squared error, float64
+            ``[3]``.
         counts: supervised tokens, CTC labels, utterances too short for theirs, tokens, positions,
             target tokens of speech vectors, float64 ``[6]``.
         with_ctc: whether the step has a CTC loss.
         only_ctc: whether it has no other.
-        sigma: weight of the squared error; the cross-entropy has the rest to 1.
+        sigma: weight of the normalised squared error; the cross-entropy has the rest to 1.
     """
 
     losses: Tensor
@@ -65,12 +67,12 @@ class StepSums:
         losses, counts = self.losses.tolist(), [int(n) for n in self.counts.tolist()]
         supervised, labels, skipped, tokens, slots, vectors = counts
         sums = zip(losses, (supervised, labels, vectors), strict=True)
-        ce, ctc, mse = (total / max(count, 1) for total, count in sums)
-        loss = (1 - self.sigma) * ce + self.sigma * mse if self.sigma > 0 else ce
+        ce, ctc, nmse = (total / max(count, 1) for total, count in sums)
+        loss = (1 - self.sigma) * ce + self.sigma * nmse if self.sigma > 0 else ce
         return StepLoss(
             loss=ctc if self.only_ctc else loss,
             ce=None if self.only_ctc else ce,
-            mse=mse if self.sigma > 0 and vectors else None,
+            nmse=nmse if self.sigma > 0 and vectors else None,
             ctc=ctc if self.with_ctc and labels else None,
             ctc_skipped=skipped,
             supervised_tokens=supervised,
@@ -91,14 +93,14 @@ def forward_backward(
 ) -> StepSums:
     """Accumulate the gradient of a step's mean loss.
 
-    The loss is ``(1 - sigma) * CE + sigma * MSE``: cross-entropy of the supervised tokens, and
-    squared error between speech vectors and the embeddings of what is said, which holds the
-    projector to the words while it adapts to one task. Each is a mean over all batches and
-    processes, so that neither accumulation nor the number of processes changes it. Parameters whose
-    modules took no part (the projector in a text step) keep their gradient at None. The host does
-    not wait for the device.
+    The loss is ``(1 - sigma) * CE + sigma * NMSE``: cross-entropy of the supervised tokens, and
+    squared error between speech vectors and the embeddings of what is said, divided by
+    ``error_unit``, which holds the projector to the words while it adapts to one task. Each is a
+    mean over all batches and processes, so that neither accumulation nor the number of processes
+    changes it. Parameters whose modules took no part (the projector in a text step) keep their
+    gradient at None. The host does not wait for the device.
 
-    The MSE is one mean over all speech vectors, words and pads alike, since the LLM reads them
+    The NMSE is one mean over all speech vectors, words and pads alike, since the LLM reads them
     alike. In stage 1 words and pads are two means of equal weight; with about as many pads as words
     this one mean is nearly the same, and it has no weights of its own beside sigma.
 

@@ -147,7 +147,7 @@ def update(
         overflowed = math.isfinite(losses.loss) and scaler.get_scale() > _SMALLEST_SCALE
         scaler.update()
     if not overflowed and not (math.isfinite(losses.loss) and math.isfinite(grad_norm)):
-        _refuse_or_tell(losses, grad_norm, step, dataset, on_nonfinite)
+        _fail_or_skip(losses, grad_norm, step, dataset, on_nonfinite)
     return losses, grad_norm
 
 
@@ -162,7 +162,7 @@ def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-def _refuse_or_tell(
+def _fail_or_skip(
     losses: StepLoss | EmbeddingStepLoss,
     grad_norm: float,
     step: Step,
@@ -205,12 +205,12 @@ def step_metrics(
         The metrics; ``fill`` is the share of computed positions that held tokens. A step that was
         skipped, since its loss or gradient was not finite, has the ids of its samples in
         ``skipped_samples``. ``compiled_graphs`` is there where something was compiled: it should
-        rise in the first steps only. Under sigma, ``loss_ce`` and ``loss_mse`` are the parts of
+        rise in the first steps only. Under sigma, ``loss_ce`` and ``loss_nmse`` are the parts of
         the loss before their weights.
     """
     parts = {}
-    if losses.mse is not None:
-        parts = {"loss_ce": losses.ce, "loss_mse": losses.mse}
+    if losses.nmse is not None:
+        parts = {"loss_ce": losses.ce, "loss_nmse": losses.nmse}
     if losses.ctc is not None:
         parts |= {"ctc_loss": losses.ctc, "ctc_skipped": losses.ctc_skipped}
     return {
