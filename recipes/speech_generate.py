@@ -46,6 +46,7 @@ from torchtune_speech.generation import (
     predict,
     speech_token_limit,
 )
+from torchtune_speech.models import NearestEmbeddings
 
 KEYS = {
     "output": "predictions to write, JSON lines",
@@ -76,6 +77,7 @@ KEYS = {
     "seed": "of sampling; a sample's draws depend on it and the sample's id only",
     "loops": "answers that repeat themselves: none (let run), cut, forbid (go back, decode on)",
     "lora_on_text": "false answers text samples by the LLM without LoRA",
+    "nearest_tokens": "true: for each speech vector the LLM reads the nearest token's embedding",
     "batch_size": "samples decoded together",
     "shard_llm": "split the weights over the processes instead of the samples",
     "device": "cpu or cuda",
@@ -117,6 +119,11 @@ class SpeechGenerateRecipe:
         projector = config.instantiate(cfg.projector)
         tokenizer = config.instantiate(cfg.tokenizer)
         self.chat = chat_format(tokenizer)
+        if cfg.nearest_tokens and cfg.shard_llm:
+            raise InputError(
+                "nearest_tokens: needs the whole embedding table in each process; set "
+                "shard_llm=false, or nearest_tokens=false"
+            )
         if (cfg.audio is None) == (cfg.dataset is None):
             raise InputError("dataset, audio: give one of the two, and set the other to null")
         if cfg.audio is not None:
@@ -154,6 +161,9 @@ class SpeechGenerateRecipe:
             quantize=cfg.quantize,
             shard=cfg.shard_llm,
         )
+        if cfg.nearest_tokens and projector is not None:
+            embedding = self.model.decoder.tok_embeddings
+            self.model.projector = NearestEmbeddings(self.model.projector, embedding)
 
     def _check_kept(self, projector_from: str, kept: dict[str, Any] | None) -> None:
         """Refuse pads where the projector was trained without; an audio file has them."""

@@ -63,7 +63,7 @@ def commands(monkeypatch):
 
 def test_training_commands_plan_their_steps(commands, run, here, capsys):
     training = {name: words for name, words in commands.items() if "resume=true" in words}
-    assert len(training) == len(steps_2026()) - 11  # features, keep, nine predictions
+    assert len(training) == len(steps_2026()) - 13  # features, keep, eleven predictions
     for name, (_, _, recipe, *words) in training.items():
         assert run(recipe, *words, "dry_run=true") == 0, (name, capsys.readouterr().err)
         assert "steps" in capsys.readouterr().out

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
 from tiny_world import make_llm, write_config
 
 from torchtune_speech.cli import main
 from torchtune_speech.data import read_mcif_output
 from torchtune_speech.files import read_jsonl
+from torchtune_speech.modules import nearest_tokens
 
 INSTRUCTION = "Say what you hear, and nothing else."
 
@@ -116,6 +118,32 @@ def test_two_processes_give_the_same_text(world, run_recipe, tune_run, beams):
     )
     assert len({row["prediction"] for row in one}) > 1
     assert one == shared == sharded
+
+
+def test_the_llm_may_read_the_nearest_tokens(world, run_recipe, recipe_module, monkeypatch):
+    recipe = recipe_module("speech_generate")
+    predict, read = recipe.predict, []
+
+    def look(model, *args, **kwargs):
+        frames = torch.randn(9, 160, generator=torch.Generator().manual_seed(0))
+        vectors = model.projector(frames, torch.tensor([4, 5]))
+        read.append((vectors, model.decoder.tok_embeddings.weight))
+        return predict(model, *args, **kwargs)
+
+    monkeypatch.setattr(recipe, "predict", look)
+    words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160"]
+    words += [f"projector_checkpoint={world / 'A'}", f"output={world / 'out.jsonl'}"]
+    for nearest in (False, True):
+        argv = ["speech_generate", *map(str, words), f"nearest_tokens={nearest}"]
+        monkeypatch.setattr("sys.argv", argv)
+        with pytest.raises(SystemExit) as end:
+            recipe.recipe_main()
+        assert not end.value.code
+    (vectors, _), (rounded, table) = read
+    assert torch.equal(rounded, table[nearest_tokens(vectors, table)])
+    assert not torch.equal(rounded, vectors)
+    code, _, err = run_recipe("speech_generate", *words, "nearest_tokens=true", "shard_llm=true")
+    assert code == 1 and "error: nearest_tokens: needs the whole embedding table" in err
 
 
 def test_text_can_be_answered_without_lora(world, run_recipe, tmp_path):

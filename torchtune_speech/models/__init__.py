@@ -35,6 +35,7 @@ from torchtune_speech.models._llama3_1 import (
     speech_llama3_1_8b,
     speech_llama3_1_from_hf,
 )
+from torchtune_speech.models._nearest_embeddings import NearestEmbeddings
 from torchtune_speech.models._norm_first_attention import HalvesRotary, NormFirstAttention
 from torchtune_speech.models._projectors import (
     conformer_projector,
@@ -73,6 +74,7 @@ __all__ = [
     "ProjectorWithTable",
     "Float8Weight",
     "HalvesRotary",
+    "NearestEmbeddings",
     "NormFirstAttention",
     "SampleAttention",
     "SpeechLLM",

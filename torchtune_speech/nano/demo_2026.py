@@ -3,8 +3,8 @@
 Runs what is missing of the demo of 2025, whose data, LLM and stage B serve here, too. Then the
 features, at three speeds, and both versions of SpeechMapper: stage 1 on transcribed speech without
 the LLM, stage 2 through the frozen LLM, which knows the tasks from text (stage B), and for version
-2 stage C; with all speech vectors, or without pads where it says `kept`. What is there already is
-kept.
+2 stage C; with all speech vectors, without pads where it says `kept`, and with the nearest tokens'
+embeddings where it says `tokens`. What is there already is kept.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def steps_2026() -> list[PipelineStep]:
 def system_options() -> dict[str, list[str]]:
     """Name of each system of 2026 to options of `speech_generate`."""
     loras = "adapter_checkpoint=runs/nano/B"
-    kept = _kept()
+    kept, tokens = _kept(), "nearest_tokens=true"
     v1, v2 = OUT / "v1", OUT / "v2"
     return {
         "v1 1+B": [*V1, f"projector_checkpoint={v1}/stage_1", loras],
@@ -107,8 +107,10 @@ def system_options() -> dict[str, list[str]]:
         "v1 2+B tasks": [*V1, f"projector_checkpoint={v1}/stage_2_tasks", loras],
         "v2 1+B": [f"projector_checkpoint={v2}/stage_1", loras],
         "v2 1+B kept": [f"projector_checkpoint={v2}/stage_1", loras, *kept],
+        "v2 1+B tokens": [f"projector_checkpoint={v2}/stage_1", loras, *kept, tokens],
         "v2 2+B": [f"projector_checkpoint={v2}/stage_2", loras],
         "v2 2+B kept": [f"projector_checkpoint={v2}/stage_2_kept", loras, *kept],
+        "v2 2+B tokens": [f"projector_checkpoint={v2}/stage_2_kept", loras, *kept, tokens],
         "v2 C": [f"checkpoint={v2}/C"],
         "v2 C kept": [f"checkpoint={v2}/C_kept", *kept],
     }

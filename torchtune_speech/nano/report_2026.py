@@ -17,8 +17,10 @@ SYSTEMS = {
     "v1 2+B tasks": "stage 2 on all tasks (sigma 0)",
     "v2 1+B": "stage 1 and LoRA, no step together",
     "v2 1+B kept": "the same, without pads",
+    "v2 1+B tokens": "and with the nearest tokens' embeddings",
     "v2 2+B": "stage 2 on ASR alone (sigma 0.9)",
     "v2 2+B kept": "the same, without pads",
+    "v2 2+B tokens": "and with the nearest tokens' embeddings",
     "v2 C": "stage 1 and LoRA, fused",
     "v2 C kept": "the same, without pads",
 }
