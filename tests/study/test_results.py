@@ -130,6 +130,42 @@ def test_a_score_of_a_step_that_a_variant_leaves_out_is_empty(run, tree):
     )
 
 
+def test_differences_are_taken_seed_by_seed(run, tree):
+    # The fake WER of a variant that lets the seed count twice: 2 more than variant 10's at seed 0,
+    # 3 at seed 1, 4 at seed 2.
+    tree["pipeline"]["C"]["set"]["max_steps"] = "${variant.steps.${seed}}"
+    tree["variants"] = {
+        10: {"steps": {0: 10, 1: 10, 2: 10}},
+        20: {"steps": {0: 12, 1: 13, 2: 14}},
+        "fixed": {"steps": {0: 7, 1: 7, 2: 7}, "pipeline": {"C": {"set": {"seed": 3}}}},
+    }
+    tree["baseline"] = 10
+    results = run()
+    assert results["baseline"] == "10" and "differences" not in results["variants"]["10"]
+    difference = results["variants"]["20"]["differences"]["WER"]
+    assert difference["values"] == [2, 3, 4] and difference["mean"] == 3
+    assert difference["interval"][0] == pytest.approx(3 - 2.48414, abs=1e-5)
+    # Three seeds of the baseline against the one run of the other are three differences.
+    assert results["variants"]["fixed"]["differences"]["WER"]["values"] == [0, -1, -2]
+    lines = Path("out/table.md").read_text().splitlines()
+    assert lines[-6].startswith("Differences from `10`, seed by seed.")
+    assert lines[-4:] == [
+        "| steps of C | WER | BLEU |",
+        "| --- | ---: | ---: |",
+        "| 20 | +3.0 [+0.5, +5.5] | +0.0 [+0.0, +0.0] |",
+        "| fixed | -1.0 [-3.5, +1.5] | +0.0 [+0.0, +0.0] |",
+    ]
+
+
+def test_a_family_without_the_baseline_has_no_differences(run, tree):
+    tree["baseline"] = "20"
+    assert "differences" in run()["variants"]["10"]
+    tree["families"]["tiny"]["without"] = ["20"]
+    results = run()
+    assert results["baseline"] is None and "differences" not in results["variants"]["10"]
+    assert "Differences" not in Path("out/table.md").read_text()
+
+
 def test_a_score_that_is_not_there_is_named(run, tree):
     tree["scores"]["F1"] = "score.sqa.f1"
     with pytest.raises(

@@ -164,6 +164,7 @@ BAD = {
     "resume": (lambda t: t["pipeline"]["C"]["set"].update(resume=True), "set by the study"),
     "config": (lambda t: t["pipeline"]["A"].update(config="nano/projecter"), "nano/projector"),
     "without": (lambda t: t["families"]["tiny"].update(without=["11"]), "no variant '11'"),
+    "baseline": (lambda t: t.update(baseline="21"), "baseline: '21' is no variant"),
     "variant": (lambda t: t["variants"].update(a=3), "variants.a: 3; write {KEY: VALUE}"),
     "variants": (lambda t: t.update(variants=["a"]), "variants has to be lines of `NAME: ...`"),
 }
@@ -238,6 +239,7 @@ def test_packaged_studies_have_three_seeds_and_are_listed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == study_names()
     assert all(len(load_study(name).seeds) >= 3 for name in study_names())
+    assert all(load_study(name).baseline for name in study_names())
 
 
 def test_the_example_of_the_docs_is_a_study(tmp_path, parsed):

@@ -1,6 +1,6 @@
 """What a study found: every run's scores and cost, a table with intervals, a plot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ COSTS = {
     "training_tokens": "training tokens",
     "training_seconds": "training time (s)",
 }
+
+_ScoredRun = tuple[StudyRun, Mapping[str, Any]]  # with its row of `study.json`
 
 
 def write_results(study: Study, runs: Sequence[StudyRun], out: Path) -> dict[str, Any]:
@@ -54,7 +56,8 @@ def collect(study: Study, runs: Sequence[StudyRun]) -> dict[str, Any]:
     Returns:
         `runs`: variant, seed, `scores`, `steps` with their seconds, and the cost of training, which
         counts a shared step in each run; `variants`: for each score `values`, `mean` and
-        `interval` (null with one value), and the mean cost.
+        `interval` (null with one value), and the mean cost; with a baseline also `differences`,
+        the same three of the scores less the baseline's with the same seed.
     """
     rows = [
         {
@@ -66,35 +69,59 @@ def collect(study: Study, runs: Sequence[StudyRun]) -> dict[str, Any]:
         }
         for run in runs
     ]
+    by_variant: dict[str, list[_ScoredRun]] = {}
+    for run, row in zip(runs, rows, strict=True):
+        by_variant.setdefault(run.variant, []).append((run, row))
     return {
         "study": study.name,
         "title": study.title,
         "varied": study.varied,
         "family": study.family,
         "confidence": CONFIDENCE,
+        "baseline": study.baseline,
         "variants": {
-            name: _summary(
-                study, [(r, row) for r, row in zip(runs, rows, strict=True) if r.variant == name]
-            )
+            name: _summary(study, by_variant[name], by_variant.get(study.baseline))
             for name in study.variants
-            if any(run.variant == name for run in runs)
+            if name in by_variant
         },
         "runs": rows,
     }
 
 
-def _summary(study: Study, runs: Sequence[tuple[StudyRun, Mapping[str, Any]]]) -> dict[str, Any]:
-    scores = {}
+def _summary(
+    study: Study, runs: Sequence[_ScoredRun], baseline: Sequence[_ScoredRun] | None
+) -> dict[str, Any]:
+    """Scores of a variant's runs, how they differ from the baseline's, and the mean cost."""
+    scores, differences = {}, {}
     for label, path in study.scores.items():
-        step = path.partition(".")[0]
-        by_digest = {
-            run.steps[step].digest: row["scores"][label] for run, row in runs if step in run.steps
-        }
-        values = [value for value in by_digest.values() if value is not None]
-        mean, interval = mean_interval(values) if values else (None, None)
-        scores[label] = {"values": values, "mean": mean, "interval": interval}
+        ours = _by_seed(runs, label, path)
+        scores[label] = _statistics(ours.values())
+        if baseline is not None and runs is not baseline:
+            theirs = _by_seed(baseline, label, path)
+            differences[label] = _statistics(
+                ((digest, theirs[seed][0]), value - theirs[seed][1])
+                for seed, (digest, value) in ours.items()
+                if seed in theirs
+            )
     costs = {key: mean_interval([row[key] for _, row in runs])[0] for key in COSTS}
-    return {"scores": scores, **costs}
+    return {"scores": scores, **({"differences": differences} if differences else {}), **costs}
+
+
+def _by_seed(runs: Sequence[_ScoredRun], label: str, path: str) -> dict[int, tuple[str, float]]:
+    """Seed to the digest of the step that a score comes from and the score, where there is one."""
+    step = path.partition(".")[0]
+    return {
+        run.seed: (run.steps[step].digest, row["scores"][label])
+        for run, row in runs
+        if row["scores"][label] is not None
+    }
+
+
+def _statistics(sourced: Iterable[tuple[Hashable, float]]) -> dict[str, Any]:
+    """Values, mean and interval of numbers, of which those from one source are one."""
+    values = list(dict(sourced).values())
+    mean, interval = mean_interval(values) if values else (None, None)
+    return {"values": values, "mean": mean, "interval": interval}
 
 
 def _score(run: StudyRun, path: str) -> float | None:
@@ -164,7 +191,8 @@ def format_table(study: Study, results: Mapping[str, Any]) -> str:
         results: from :func:`collect`.
 
     Returns:
-        Title, a line on how to read it, and a row a variant.
+        Title, a line on how to read it, and a row a variant; with a baseline, a second table of
+        the differences from it.
     """
     seeds = ", ".join(str(seed) for seed in study.seeds)
     finished = f"{len(results['runs'])} of {len(study.variants) * len(study.seeds)} runs"
@@ -174,7 +202,6 @@ def format_table(study: Study, results: Mapping[str, Any]) -> str:
         "where one seed was run, or where the seed changes nothing). It says how another seed "
         "might end, nothing of other test data."
     )
-    header = [study.varied, *study.scores, *COSTS.values()]
     digits = {label: _digits(results, label) for label in study.scores}
     rows = [
         [
@@ -184,9 +211,26 @@ def format_table(study: Study, results: Mapping[str, Any]) -> str:
         ]
         for name, row in results["variants"].items()
     ]
+    table = _markdown([study.varied, *study.scores, *COSTS.values()], rows)
+    text = f"# {study.title}\n\n{how}\n\n{table}\n"
+    compared = {n: row for n, row in results["variants"].items() if "differences" in row}
+    if not compared:
+        return text
+    rows = [
+        [name, *(_cell(row["differences"][label], digits[label], "+") for label in study.scores)]
+        for name, row in compared.items()
+    ]
+    table = _markdown([study.varied, *study.scores], rows)
+    return text + (
+        f"\nDifferences from `{study.baseline}`, seed by seed. Where the interval leaves out zero, "
+        f"another seed is likely to differ the same way:\n\n{table}\n"
+    )
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns but the first are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"# {study.title}\n\n{how}\n\n{table}\n"
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _digits(results: Mapping[str, Any], label: str) -> int:
@@ -195,14 +239,15 @@ def _digits(results: Mapping[str, Any], label: str) -> int:
     return 1 if max(map(abs, values), default=0) >= 10 else 3
 
 
-def _cell(score: Mapping[str, Any], digits: int) -> str:
+def _cell(score: Mapping[str, Any], digits: int, sign: str = "") -> str:
+    """Mean and interval; `sign` is `+` where numbers above zero are to show it."""
     if score["mean"] is None:
         return "-"
-    text = f"{score['mean']:.{digits}f}"
+    form = f"{sign}.{digits}f"
     if score["interval"] is None:
-        return text
-    low, high = (f"{end:.{digits}f}" for end in score["interval"])
-    return f"{text} [{low}, {high}]"
+        return f"{score['mean']:{form}}"
+    low, high = score["interval"]
+    return f"{score['mean']:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def _panels(study: Study, results: Mapping[str, Any]) -> list[Panel]:

@@ -37,6 +37,7 @@ class Study:
         pipeline: name of a step to recipe, config, set and drop.
         scores: label to where the score is: STEP.KEY.KEY of that step's report.
         plot: labels of the scores in the plot.
+        baseline: the variant that the others are compared with, seed by seed; None for none.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Study:
     pipeline: Mapping[str, Any]
     scores: Mapping[str, str]
     plot: tuple[str, ...]
+    baseline: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def load_study(name: str, *, family: str | None = None, overrides: Sequence[str]
         pipeline=tree["pipeline"],
         scores=tree["scores"],
         plot=tuple(tree.get("plot") or tree["scores"]),
+        baseline=_baseline(tree, variants),
     )
 
 
@@ -131,12 +134,18 @@ def _choose_family(
     return family, values, {k: v for k, v in variants.items() if k not in without}
 
 
+def _baseline(tree: Mapping[str, Any], variants: Mapping[str, Any]) -> str | None:
+    """The variant to compare with, if this family has it."""
+    name = str(tree.get("baseline"))
+    return name if name in variants else None
+
+
 def _check(tree: Mapping[str, Any], path: Path) -> None:
     """Refuse a file that is not a study, or has a key that nothing reads."""
     for key in _REQUIRED:
         if not tree.get(key):
             raise InputError(f"{path}: no {key!r}; a study has {', '.join(_REQUIRED)}")
-    _refuse_unknown(tree, (*_REQUIRED, "plot"), str(path))
+    _refuse_unknown(tree, (*_REQUIRED, "plot", "baseline"), str(path))
     for key in ("families", "variants", "pipeline", "scores"):
         if not isinstance(tree[key], dict):
             raise InputError(f"{path}: {key} has to be lines of `NAME: ...` below it")
@@ -154,6 +163,10 @@ def _check(tree: Mapping[str, Any], path: Path) -> None:
             raise InputError(
                 f"{path}: {name!r} names a folder; use letters, digits, _ . + and - alone"
             )
+    baseline = tree.get("baseline")
+    if baseline is not None and str(baseline) not in tree["variants"]:
+        hint = did_you_mean(str(baseline), tree["variants"])
+        raise InputError(f"{path}: baseline: {baseline!r} is no variant{hint}")
     _check_steps(tree, path)
     _check_scores(tree, path)
 
