@@ -215,5 +215,6 @@ def prediction_row(task, lang, target, prediction, number):
         "target": target,
         "prediction": prediction,
         "finish_reason": "stop",
+        "prompt_tokens": 30,
         "num_tokens": 3,
     }

@@ -121,6 +121,8 @@ def test_the_batch_does_not_change_the_text(world, decoding):
     for name, batches in batched.items():
         rows = dict(pair for batch in predict(model, dataset, batches, decoding) for pair in batch)
         assert [rows[i]["id"] for i in everything] == [s.id for s in dataset.samples]
+        lengths = [len(dataset.prompt(s)) for s in dataset.samples]
+        assert [rows[i]["prompt_tokens"] for i in everything] == lengths
         texts[name] = [(rows[i]["prediction"], rows[i]["num_tokens"]) for i in everything]
     assert texts[1] == texts[4] == texts[16] == texts["unsorted"]
     assert len(set(texts[1])) > 5

@@ -63,7 +63,8 @@ def row(id_, text, **more):
 
 
 def test_rows_of_a_recording_become_one():
-    window = {"segment_of": "t", "overlap_s": 0.0, "num_tokens": 3, "seconds": 0.5}
+    counts = {"prompt_tokens": 20, "num_tokens": 3, "seconds": 0.5}
+    window = {"segment_of": "t", "overlap_s": 0.0} | counts
     rows = [
         row("a", "alone", target="alone"),
         row("t#0", "one two", **window, offset=0.0, duration=9.0, duration_s=9.0),
@@ -78,6 +79,7 @@ def test_rows_of_a_recording_become_one():
         "task": "asr",
         "prediction": "one two three",
         "finish_reason": "loop",
+        "prompt_tokens": 40,
         "num_tokens": 6,
         "seconds": 1.0,
         "duration_s": 13.0,

@@ -63,7 +63,7 @@ def commands(monkeypatch):
 
 def test_training_commands_plan_their_steps(commands, run, here, capsys):
     training = {name: words for name, words in commands.items() if "resume=true" in words}
-    assert len(training) == len(steps_2026()) - 13  # features, keep, eleven predictions
+    assert len(training) == len(steps_2026()) - 14  # features, keep, twelve predictions
     for name, (_, _, recipe, *words) in training.items():
         assert run(recipe, *words, "dry_run=true") == 0, (name, capsys.readouterr().err)
         assert "steps" in capsys.readouterr().out
@@ -98,8 +98,8 @@ def folders(tmp_path):
         folder.mkdir()
         extra = {"vectors": 5} if "stage_1" in name else {}
         rows = [
-            {"loss": 2.0, "ctc_loss": 2.0, "seconds": 0.2, "tokens": 10, **extra},
-            {"loss": 1.0, "ctc_loss": 2.0, "seconds": 0.5, "tokens": 30, **extra},
+            {"loss": 2.0, "ctc_loss": 2.0, "seconds": 0.2, "tokens": 10, "samples": 4} | extra,
+            {"loss": 1.0, "ctc_loss": 2.0, "seconds": 0.5, "tokens": 30, "samples": 5} | extra,
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         nearest = {"wer": 0.25, "word_cosine": 0.9, "pads_found": 1.0}
@@ -115,9 +115,11 @@ def folders(tmp_path):
 
 def test_cost_tells_steps_without_the_llm_apart(folders):
     assert training_cost(folders["2025 A"]) == {
-        "steps": 2, "seconds": 0.7, "llm_steps": 1, "llm_tokens": 30,
+        "steps": 2, "seconds": 0.7, "samples": 9, "tokens": 40,
+        "llm_steps": 1, "llm_samples": 5, "llm_tokens": 30,
     }  # fmt: skip
-    assert training_cost(folders["v1 stage_1"])["llm_steps"] == 0
+    alone = training_cost(folders["v1 stage_1"])
+    assert (alone["tokens"], alone["llm_steps"], alone["llm_tokens"]) == (40, 0, 0)
 
 
 def test_report_and_tables(folders):
@@ -125,7 +127,7 @@ def test_report_and_tables(folders):
         row("asr", "en", "The nurse reads a book.", "The nurse reads the book.", 0),
         row("st", "de", "Die Krankenschwester liest heute ein Buch.", "Die Oma schläft jetzt.", 1),
         row("st", "de", "Die Krankenschwester liest heute ein Buch.", "The nurse reads it now.", 2),
-        row("sqa", "en", "In the garden.", "In the garden.", 3),
+        row("sqa", "en", "In the garden.", "In the garden.", 3) | {"prompt_tokens": 50},
     ]
     report = report_2026(
         dict.fromkeys(SYSTEMS, heard), folders=folders, seconds={"a": 1.0}, normalizer="whisper"
@@ -134,11 +136,16 @@ def test_report_and_tables(folders):
     assert report["v1"]["stage1"]["nearest_token_wer"] == 0.25
     assert report["v1"]["stage1"]["ctc_wer"] is None and report["v2"]["stage1"]["ctc_wer"] == 0.125
     assert report["v2"]["C kept"]["asr"]["wer"] == pytest.approx(0.2)
-    assert set(report["v2"]["training"]) == {"stage_1", "stage_2", "stage_2_kept", "C", "C_kept"}
+    assert list(report["v2"]["training"]) == [
+        *("stage_1", "stage_2", "stage_2_kept", "stage_2_tasks", "C", "C_kept")
+    ]
     lines = format_score_table(report).splitlines()
     table = lines[: 2 + len(SYSTEMS)]
     assert len({len(line) for line in table}) == 1
-    assert all(line.split()[-1] == "0.500" for line in table[2:])  # in the language asked for
+    # In the language asked for, and the mean of 30, 30, 30 and 50.
+    assert all(line.split()[-2:] == ["0.500", "35.0"] for line in table[2:])
     assert "Stage 1 of v1, nearest tokens: WER 0.250 (normalizer: basic)." in lines
-    cost = format_cost_table(report)
-    assert cost.splitlines()[-1].split() == ["v2", "C_kept", "2", "1", "1", "30"]
+    cost = format_cost_table(report).splitlines()
+    assert cost[-1].split() == ["v2", "C_kept", "2", "1", "9", "40", "1", "6.0"]
+    (stage_1,) = (line for line in cost if line.startswith("v2 stage_1"))
+    assert stage_1.split()[-2:] == ["0", "-"]

@@ -98,10 +98,10 @@ def join_segment_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             :func:`~torchtune_speech.data.segment_samples` makes them.
 
     Returns:
-        The rows, with the windows of a recording as one: ``prediction`` joined, ``num_tokens``,
-        ``seconds``, ``duration_s`` and ``loops`` added up, ``finish_reason`` the first that is not
-        ``stop``, ``segments`` with each window's place and text, and ``missing_segments`` where
-        some were not answered.
+        The rows, with the windows of a recording as one: ``prediction`` joined,
+        ``prompt_tokens``, ``num_tokens``, ``seconds``, ``duration_s`` and ``loops`` added up,
+        ``finish_reason`` the first that is not ``stop``, ``segments`` with each window's place and
+        text, and ``missing_segments`` where some were not answered.
     """
     result = []
     for (whole, _), group in groupby(rows, key=lambda r: (r.get("segment_of"), r["task"])):
@@ -115,7 +115,7 @@ def _joined(whole: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
     reasons = [part["finish_reason"] for part in parts]
     sums = {
         name: sum(part.get(name) or 0 for part in parts)
-        for name in ("num_tokens", "seconds", "duration_s", "loops")
+        for name in ("prompt_tokens", "num_tokens", "seconds", "duration_s", "loops")
         if any(part.get(name) for part in parts)
     }
     if "duration_s" in sums:  # what two windows share was heard twice

@@ -77,10 +77,11 @@ def predict(
         limits = [_limit(dataset, sample, speech_tokens_per_second) for sample in samples]
         with_lora = lora_on_text or any(sample.is_speech for sample in samples)
         began = time.perf_counter()
+        prompts = [_prompt(dataset, s, limit) for s, limit in zip(samples, limits, strict=True)]
         with contextlib.nullcontext() if with_lora else disable_adapter(model):
             answers = generate(
                 model,
-                [_prompt(dataset, s, limit) for s, limit in zip(samples, limits, strict=True)],
+                prompts,
                 settings,
                 stop_ids=chat.stop_ids,
                 placeholder_id=chat.placeholder_id,
@@ -89,9 +90,10 @@ def predict(
                 cache_dtype=cache_dtype,
             )
         seconds = (time.perf_counter() - began) / len(batch)
+        texts = [chat.decode(answer.tokens) for answer in answers]
         yield [
-            (i, prediction_row(s, chat.decode(a.tokens), a, seconds, _duration_s(dataset, s)))
-            for i, s, a in zip(batch, samples, answers, strict=True)
+            (i, prediction_row(s, text, a, len(p.tokens), seconds, _duration_s(dataset, s)))
+            for i, s, p, a, text in zip(batch, samples, prompts, answers, texts, strict=True)
         ]
 
 
@@ -122,6 +124,7 @@ def prediction_row(
     sample: Sample,
     text: str,
     answer: Answer,
+    prompt_tokens: int,
     seconds: float,
     duration_s: float | None = None,
 ) -> dict[str, Any]:
@@ -131,18 +134,21 @@ def prediction_row(
         sample: the manifest row.
         text: the model's answer.
         answer: the same in tokens, with the reason why it ended.
+        prompt_tokens: positions that the LLM read before it answered, speech vectors included.
         seconds: decoding time of its batch, shared equally.
         duration_s: length of its audio, in seconds.
 
     Returns:
         What scoring needs to know: the manifest's columns, references included, and ``prediction``,
-        ``finish_reason``, ``num_tokens``, ``loops`` (where there were any), ``seconds``.
+        ``finish_reason``, ``prompt_tokens``, ``num_tokens``, ``loops`` (where there were any) and
+        ``seconds``.
     """
     row = {k: v for k, v in sample_to_row(sample).items() if k in _COLUMNS}
     row |= {
         "duration_s": duration_s,
         "prediction": text,
         "finish_reason": answer.finish_reason,
+        "prompt_tokens": prompt_tokens,
         "num_tokens": len(answer.tokens),
         "loops": answer.loops or None,
         "seconds": round(seconds, 4),

@@ -88,6 +88,7 @@ def steps_2026() -> list[PipelineStep]:
         _training("v1", "stage_2_tasks", "projector", *_v1_in_stage_2(), *ALL_TASKS, *NO_EVAL),
         _training("v2", "stage_2", "projector", *NO_EVAL),
         _training("v2", "stage_2_kept", "projector", *_kept(), *NO_EVAL),
+        _training("v2", "stage_2_tasks", "projector", *_kept(), *ALL_TASKS, *NO_EVAL),
         _training("v2", "C", "multimodal_fuse", *NO_EVAL),
         _training("v2", "C_kept", "multimodal_fuse", *_kept(), *NO_EVAL),
     ]
@@ -113,6 +114,7 @@ def system_options() -> dict[str, list[str]]:
         "v2 2+B": [f"projector_checkpoint={v2}/stage_2", loras],
         "v2 2+B kept": [f"projector_checkpoint={v2}/stage_2_kept", loras, *kept],
         "v2 2+B tokens": [f"projector_checkpoint={v2}/stage_2_kept", loras, *kept, tokens],
+        "v2 2+B tasks": [f"projector_checkpoint={v2}/stage_2_tasks", loras, *kept],
         "v2 C": [f"checkpoint={v2}/C"],
         "v2 C kept": [f"checkpoint={v2}/C_kept", *kept],
     }
@@ -129,7 +131,7 @@ def training_folders() -> dict[str, Path]:
     """Name of each training stage to its run, in the order of the table."""
     stages = {f"2025 {stage}": demo.OUT / stage for stage in ("A", "B", "C")}
     stages |= {f"v1 {s}": OUT / "v1" / s for s in ("stage_1", "stage_2", "stage_2_tasks")}
-    names = ("stage_1", "stage_2", "stage_2_kept", "C", "C_kept")
+    names = ("stage_1", "stage_2", "stage_2_kept", "stage_2_tasks", "C", "C_kept")
     return stages | {f"v2 {s}": OUT / "v2" / s for s in names}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from torchtune_speech.evaluation import score
@@ -9,6 +10,7 @@ from torchtune_speech.files import read_jsonl
 from torchtune_speech.nano.report import format_rows, score_cells, score_header, test_note
 
 SYSTEMS = {
+    "2025 A": "projector alone, hears",
     "2025 B": "LoRA alone, reads",
     "2025 A+B": "not fused, hears",
     "2025 C": "fused, hears",
@@ -21,6 +23,7 @@ SYSTEMS = {
     "v2 2+B": "stage 2 on ASR alone (sigma 0.9)",
     "v2 2+B kept": "the same, without pads",
     "v2 2+B tokens": "and with the nearest tokens' embeddings",
+    "v2 2+B tasks": "stage 2 on all tasks (sigma 0), without pads",
     "v2 C": "stage 1 and LoRA, fused",
     "v2 C kept": "the same, without pads",
 }
@@ -42,7 +45,8 @@ def report_2026(
         normalizer: of the word error rate.
 
     Returns:
-        ``2025``, ``v1`` and ``v2``, each with its systems' scores, ``training`` (stage to
+        ``2025``, ``v1`` and ``v2``, each with its systems' scores and ``prompt_tokens`` (mean
+        length of what the LLM read before it answered), ``training`` (stage to
         :func:`training_cost`) and, for SpeechMapper, ``stage1`` with ``nearest_token_wer``,
         ``word_cosine``, ``pads_found`` and ``ctc_wer`` (None without CTC) on the test set; and
         ``normalizer``, ``n`` and ``seconds``.
@@ -53,6 +57,8 @@ def report_2026(
         scores = score(rows, normalizer=normalizer, ter=False)
         scores.pop("signatures")
         report[year][system] = {k: v for k, v in scores.items() if k != "normalizer"}
+        read = mean(row["prompt_tokens"] for row in rows)
+        report[year][system]["prompt_tokens"] = round(read, 2)
     for name, folder in folders.items():
         year, _, stage = name.partition(" ")
         report[year].setdefault("training", {})[stage] = training_cost(folder)
@@ -69,15 +75,20 @@ def training_cost(folder: Path) -> dict[str, float]:
         folder: the run's ``output_dir``.
 
     Returns:
-        ``steps``, ``seconds`` (in steps, without start-up and evaluation), ``llm_steps`` (steps
-        that run the LLM, forward and backward) and ``llm_tokens`` (what it read in them).
+        ``steps``, ``seconds`` (in steps, without start-up and evaluation), ``samples`` and
+        ``tokens`` (of the rows; in stage 1 those of the transcripts); ``llm_steps``,
+        ``llm_samples`` and ``llm_tokens`` are the same of the steps that run the LLM, forward and
+        backward. A forward pass is a step's batch, of which the demo's configs have one a step.
     """
     rows = read_jsonl(folder / "metrics.jsonl")
     through_llm = [row for row in rows if _runs_llm(row)]
     return {
         "steps": len(rows),
         "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "samples": sum(row["samples"] for row in rows),
+        "tokens": sum(row["tokens"] for row in rows),
         "llm_steps": len(through_llm),
+        "llm_samples": sum(row["samples"] for row in through_llm),
         "llm_tokens": sum(row["tokens"] for row in through_llm),
     }
 
@@ -107,11 +118,12 @@ def format_score_table(report: Mapping[str, Any]) -> str:
     Returns:
         Aligned lines.
     """
-    rows = [[*score_header(), "in language"]]
+    rows = [[*score_header(), "in language", "prompt"]]
     for name, text in SYSTEMS.items():
         year, _, system = name.partition(" ")
         scores = report[year][system]
-        rows.append([name, text, *score_cells(scores), f"{_adherence(scores):.3f}"])
+        more = (f"{_adherence(scores):.3f}", f"{scores['prompt_tokens']:.1f}")
+        rows.append([name, text, *score_cells(scores), *more])
     lines = [format_rows(rows, left=2), "", test_note(report)]
     for year in ("v1", "v2"):
         wer = report[year]["stage1"]["nearest_token_wer"]
@@ -128,11 +140,13 @@ def format_cost_table(report: Mapping[str, Any]) -> str:
     Returns:
         Aligned lines.
     """
-    rows = [["stage", "steps", "seconds", "steps through the LLM", "tokens it read"]]
+    rows = [["stage", "steps", "seconds", "samples", "tokens", "LLM steps", "LLM tokens a sample"]]
     for year in ("2025", "v1", "v2"):
         for stage, cost in report[year]["training"].items():
-            numbers = (cost["steps"], round(cost["seconds"]), cost["llm_steps"], cost["llm_tokens"])
-            rows.append([f"{year} {stage}", *(f"{n:,}" for n in numbers)])
+            numbers = (cost["steps"], round(cost["seconds"]), cost["samples"], cost["tokens"])
+            cells = [f"{n:,}" for n in (*numbers, cost["llm_steps"])]
+            read = cost["llm_samples"] and f"{cost['llm_tokens'] / cost['llm_samples']:.1f}"
+            rows.append([f"{year} {stage}", *cells, read or "-"])
     return format_rows(rows, left=1)
 
 
