@@ -1,17 +1,21 @@
 """The demo's steps, report and table, without training anything."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 from tiny_world import prediction_row as row
 
+from torchtune_speech.files import read_json
 from torchtune_speech.nano import _pipeline
 from torchtune_speech.nano._pipeline import PipelineStep, command, run_pipeline, training_step
 from torchtune_speech.nano.demo import demo_steps
 from torchtune_speech.nano.report import SYSTEMS, demo_report, format_demo_table
 
 
-def test_steps_run_once_and_their_times_are_kept(tmp_path):
+def test_steps_run_once_and_their_times_are_kept(tmp_path, monkeypatch):
+    clock = itertools.count(step=10)  # each look at it takes ten seconds
+    monkeypatch.setattr(_pipeline.time, "perf_counter", lambda: next(clock))
     runs = []
 
     def step(name, ok=True):
@@ -25,9 +29,12 @@ def test_steps_run_once_and_their_times_are_kept(tmp_path):
 
     with pytest.raises(RuntimeError):
         run_pipeline([step("a"), step("b", ok=False)], tmp_path / "seconds.json")
+    assert read_json(tmp_path / "seconds.json") == {"a": 10, "b (unfinished)": 10}
     seconds = run_pipeline([step("a"), step("b")], tmp_path / "seconds.json")
     assert runs == ["a", "b", "b"]
-    assert set(seconds) == {"a", "b"}
+    assert seconds == {"a": 10, "b": 20}
+    (tmp_path / "b").unlink()
+    assert run_pipeline([step("b")], tmp_path / "seconds.json") == {"a": 10, "b": 10}
 
 
 def test_a_half_trained_stage_is_gone_on_with(tmp_path, monkeypatch):
@@ -43,7 +50,8 @@ def test_a_half_trained_stage_is_gone_on_with(tmp_path, monkeypatch):
     assert "resume=true" in words[0]
     step.product.parent.mkdir(parents=True)
     step.product.touch()
-    assert training_step("nano", "projector", "A").product.exists()
+    run_pipeline([training_step("nano", "projector", "A")], tmp_path / "seconds.json")
+    assert len(words) == 1
 
 
 def test_a_failing_command_ends_the_demo_with_its_exit_code(capfd):

@@ -145,6 +145,12 @@ def test_report_and_tables(folders):
     # In the language asked for, and the mean of 30, 30, 30 and 50.
     assert all(line.split()[-2:] == ["0.500", "35.0"] for line in table[2:])
     assert "Stage 1 of v1, nearest tokens: WER 0.250 (normalizer: basic)." in lines
+    for line in heard:  # as before this was written
+        del line["prompt_tokens"]
+    report = report_2026(
+        dict.fromkeys(SYSTEMS, heard), folders=folders, seconds={"a": 1.0}, normalizer="whisper"
+    )
+    assert format_score_table(report).splitlines()[2].split()[-1] == "-"
     cost = format_cost_table(report).splitlines()
     assert cost[-1].split() == ["v2", "C_kept", "2", "1", "9", "40", "1", "6.0"]
     (stage_1,) = (line for line in cost if line.startswith("v2 stage_1"))

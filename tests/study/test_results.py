@@ -212,6 +212,8 @@ def test_points_lie_in_proportion_to_their_numbers():
     assert (y0 - y1) / (y0 - y2) == pytest.approx(1 / 3, abs=2e-3)
     assert y0 > y2, "up is more"
     assert "<polyline" in svg
+    mixed = draw_panels([panel(["0", "2000", "100"], [[1.0], [4.0], [2.0]])], "a < b")
+    assert mixed == svg
     svg = draw_panels([panel(["a", "b", "c"], [[1.0], [2.0], [4.0]])], "t")
     (x0, _), (x1, _), (x2, _) = circles(svg)
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11) and "<polyline" not in svg

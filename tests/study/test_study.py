@@ -164,6 +164,10 @@ BAD = {
     "resume": (lambda t: t["pipeline"]["C"]["set"].update(resume=True), "set by the study"),
     "config": (lambda t: t["pipeline"]["A"].update(config="nano/projecter"), "nano/projector"),
     "without": (lambda t: t["families"]["tiny"].update(without=["11"]), "no variant '11'"),
+    "title text": (lambda t: t.update(title=2026), "title: 2026 is no text"),
+    "step text": (lambda t: t["pipeline"].update({1: {"recipe": "projector"}}), "1 is no text"),
+    "step dot": (lambda t: t["pipeline"].update({"A.b": {"recipe": "projector"}}), "the dot"),
+    "label text": (lambda t: t["scores"].update({1: "score.asr.wer"}), "1 is no text"),
     "baseline": (lambda t: t.update(baseline="21"), "baseline: '21' is no variant"),
     "variant": (lambda t: t["variants"].update(a=3), "variants.a: 3; write {KEY: VALUE}"),
     "variants": (lambda t: t.update(variants=["a"]), "variants has to be lines of `NAME: ...`"),
@@ -177,6 +181,11 @@ def test_what_is_wrong_is_named(write_study, tree, what):
     with pytest.raises(InputError) as error:
         expand(load_study(write_study(tree)), Path("out"))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_no_baseline_is_no_variant_called_null(write_study, tree):
+    tree["variants"][None] = {"steps": 1}
+    assert load_study(write_study(tree)).baseline is None
 
 
 def test_wrong_names_and_overrides(write_study, tree):

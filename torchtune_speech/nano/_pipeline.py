@@ -33,7 +33,8 @@ def run_pipeline(steps: Sequence[PipelineStep], times: Path) -> dict[str, float]
 
     Args:
         steps: in order.
-        times: JSON file that keeps the seconds of each step, of earlier runs too.
+        times: JSON file that keeps the seconds of each step, of earlier runs too, and of one that
+            was stopped, as "NAME (unfinished)".
 
     Returns:
         Name of the step to its wall-clock seconds.
@@ -43,11 +44,16 @@ def run_pipeline(steps: Sequence[PipelineStep], times: Path) -> dict[str, float]
         if step.product.exists():
             continue
         print(f"\n== {step.name}", flush=True)
+        # A step that goes on after a stop took its earlier time, too.
+        key = unfinished = f"{step.name} (unfinished)"
+        spent = seconds.pop(unfinished, 0)
         began = time.perf_counter()
-        step.run()
-        # A step that went on after a stop took its earlier time, too.
-        seconds[step.name] = round(seconds.get(step.name, 0) + time.perf_counter() - began, 1)
-        write_json(times, seconds)
+        try:
+            step.run()
+            key = step.name
+        finally:
+            seconds[key] = round(spent + time.perf_counter() - began, 1)
+            write_json(times, seconds)
     return seconds
 
 

@@ -108,14 +108,15 @@ def score_cells(scores: Mapping[str, Any]) -> list[str]:
     translation = scores.get("st") or scores.get("mt") or {}
     answers = scores.get("sqa") or scores.get("qa") or {}
     return [
-        _number(scores.get("asr", {}).get("wer"), 3),
-        *(_number(translation.get(lang, {}).get("bleu"), 1) for lang in LANGUAGES),
-        _number(answers.get("accuracy"), 3),
-        _number(answers.get("unanswerable_accuracy"), 3),
+        number_cell(scores.get("asr", {}).get("wer"), 3),
+        *(number_cell(translation.get(lang, {}).get("bleu"), 1) for lang in LANGUAGES),
+        number_cell(answers.get("accuracy"), 3),
+        number_cell(answers.get("unanswerable_accuracy"), 3),
     ]
 
 
-def _number(value: float | None, digits: int) -> str:
+def number_cell(value: float | None, digits: int) -> str:
+    """A number with so many digits behind the point, or a dash for none."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 

@@ -7,7 +7,13 @@ from typing import Any
 
 from torchtune_speech.evaluation import score
 from torchtune_speech.files import read_jsonl
-from torchtune_speech.nano.report import format_rows, score_cells, score_header, test_note
+from torchtune_speech.nano.report import (
+    format_rows,
+    number_cell,
+    score_cells,
+    score_header,
+    test_note,
+)
 
 SYSTEMS = {
     "2025 A": "projector alone, hears",
@@ -57,8 +63,7 @@ def report_2026(
         scores = score(rows, normalizer=normalizer, ter=False)
         scores.pop("signatures")
         report[year][system] = {k: v for k, v in scores.items() if k != "normalizer"}
-        read = mean(row["prompt_tokens"] for row in rows)
-        report[year][system]["prompt_tokens"] = round(read, 2)
+        report[year][system]["prompt_tokens"] = _mean_prompt(rows)
     for name, folder in folders.items():
         year, _, stage = name.partition(" ")
         report[year].setdefault("training", {})[stage] = training_cost(folder)
@@ -66,6 +71,12 @@ def report_2026(
             report[year]["stage1"] = _stage_1(folder)
     n = report["2025"]["C"]["n"]
     return {**report, "normalizer": normalizer, "n": n, "seconds": dict(seconds)}
+
+
+def _mean_prompt(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """None for files of a version that did not write the length."""
+    lengths = [row["prompt_tokens"] for row in rows if "prompt_tokens" in row]
+    return round(mean(lengths), 2) if lengths else None
 
 
 def training_cost(folder: Path) -> dict[str, float]:
@@ -122,7 +133,7 @@ def format_score_table(report: Mapping[str, Any]) -> str:
     for name, text in SYSTEMS.items():
         year, _, system = name.partition(" ")
         scores = report[year][system]
-        more = (f"{_adherence(scores):.3f}", f"{scores['prompt_tokens']:.1f}")
+        more = (f"{_adherence(scores):.3f}", number_cell(scores["prompt_tokens"], 1))
         rows.append([name, text, *score_cells(scores), *more])
     lines = [format_rows(rows, left=2), "", test_note(report)]
     for year in ("v1", "v2"):

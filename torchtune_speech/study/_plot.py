@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 _WIDTH, _HEIGHT = 400, 290  # of a panel, in pixels
@@ -78,6 +78,7 @@ def _names_height(panel: Panel) -> int:
 
 def _panel(panel: Panel, number: int, names_height: int) -> list[str]:
     """A panel in its own coordinates; names of variants are turned if they have height."""
+    panel = _in_order(panel)
     left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM
     parts = [_text(left, top - 10, panel.y_label, bold=True)]
     low, high = _range(panel)
@@ -151,6 +152,16 @@ def _range(panel: Panel) -> tuple[float, float]:
     high = min(max([high, *ends]), high + room / 2)
     margin = 0.06 * ((high - low) or room)
     return low - margin, high + margin
+
+
+def _in_order(panel: Panel) -> Panel:
+    """The panel with variants that are numbers from small to large."""
+    numbers = _numbers(panel.names)
+    if numbers is None:
+        return panel
+    order = sorted(range(len(numbers)), key=lambda i: numbers[i])
+    columns = ("names", "values", "means", "intervals")
+    return replace(panel, **{c: [getattr(panel, c)[i] for i in order] for c in columns})
 
 
 def _numbers(names: Sequence[str]) -> list[float] | None:

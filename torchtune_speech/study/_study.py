@@ -136,8 +136,8 @@ def _choose_family(
 
 def _baseline(tree: Mapping[str, Any], variants: Mapping[str, Any]) -> str | None:
     """The variant to compare with, if this family has it."""
-    name = str(tree.get("baseline"))
-    return name if name in variants else None
+    name = tree.get("baseline")
+    return str(name) if name is not None and str(name) in variants else None
 
 
 def _check(tree: Mapping[str, Any], path: Path) -> None:
@@ -158,6 +158,15 @@ def _check(tree: Mapping[str, Any], path: Path) -> None:
         raise InputError(f"{path}: seeds: {seeds!r}; write whole numbers, as [0, 1, 2]")
     if len(set(seeds)) < len(seeds):
         raise InputError(f"{path}: seeds: {seeds!r}; a seed twice is one run twice, take one away")
+    for key in ("title", "varied"):
+        if not isinstance(tree[key], str):
+            raise InputError(f"{path}: {key}: {tree[key]!r} is no text; put it in quotes")
+    for name in (*tree["pipeline"], *tree["scores"]):
+        if not isinstance(name, str):
+            raise InputError(f"{path}: {name!r} is no text, but a name; put it in quotes")
+    for name in tree["pipeline"]:
+        if "." in name:
+            raise InputError(f"{path}: pipeline.{name}: scores could not name it; take out the dot")
     for name in (*tree["variants"], *tree["pipeline"]):
         if not _FOLDER_NAME.fullmatch(name):
             raise InputError(
