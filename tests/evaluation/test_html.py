@@ -284,6 +284,11 @@ REPORT = {
         "loops": 2,
         "intervals": {"wer": [0.08, 0.13]},
         "normalizers": {"none": {"wer": 0.4}},
+        "marks": {
+            "punctuation": {"f1": 0.8, "intervals": {"f1": [0.7, 0.9]}},
+            "word_boundaries": {"f1": 1.0, "intervals": {}},
+            "capitals": {"f1": None, "intervals": {}},
+        },
     },
     "st": {"de": GROUP | {"intervals": {"bleu": [25.0, 36.0]}}, "zh": GROUP},
     "sqa": {"accuracy": 0.5, "f1": 0.6, "n": 5, "en": {"f1": 0.6, "n": 5}},
@@ -304,7 +309,11 @@ def test_cards():
         {"key": "wer", "value": 0.1, "lo": 0.08, "hi": 0.13},
         {"key": "cer", "value": 0.05},
     ]
-    assert asr["others"] == [{"label": "normalizer none", "key": "wer", "value": 0.4}]
+    assert asr["others"] == [
+        {"label": "normalizer none", "key": "wer", "value": 0.4},
+        {"label": "F1 of punctuation", "key": "f1", "value": 0.8, "lo": 0.7, "hi": 0.9},
+        {"label": "F1 of word boundaries", "key": "f1", "value": 1.0},
+    ]
     assert asr["counts"] == [["loops", 2]]
     assert (de["lang"], de["scores"][0]["lo"], de["counts"]) == ("de", 25.0, [["empty", 1]])
     assert (zh["lang"], "lo" in zh["scores"][0]) == ("zh", False)

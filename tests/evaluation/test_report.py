@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.evaluation import bleu_chrf, format_table, sample_scores, score
+from torchtune_speech.evaluation._bootstrap import bootstrap_intervals
+from torchtune_speech.evaluation._sheet import make_sheets
 
 
 def row(task, target, prediction, lang="en", **fields):
@@ -171,6 +173,38 @@ def test_error_rates_under_three_normalizers():
     assert score(rows, normalizer="mms")["asr"]["wer"] == 1 / 6
     assert asr["normalizers"]["none"]["cer"] > 0
     assert set(asr["normalizers"]["mms"]["intervals"]) == {"wer", "cer"}
+
+
+def test_marks_of_transcripts():
+    rows = [
+        row("asr", "Yes, it is.", "Yes it is.", domain="talks"),
+        row("asr", "你好，世界。", "你好世界。", source_lang="zh", domain="news"),
+        row("st", "Ja.", "Ja", "de", domain="talks"),
+    ]
+    report = score(rows)
+    found = report["asr"]["marks"]
+    assert found["punctuation"]["f1"] == 2 * 2 / (4 + 2) and found["punctuation"]["recall"] == 0.5
+    # Either draw of one sample alone gives two thirds, too.
+    assert found["punctuation"]["intervals"] == {"f1": [0.666667, 0.666667]}
+    assert found["word_boundaries"]["f1"] == found["capitals"]["f1"] == 1
+    assert report["asr"]["zh"]["marks"]["punctuation"]["recall"] == 0.5
+    assert report["asr"]["zh"]["marks"]["word_boundaries"]["f1"] is None
+    assert report["domains"]["talks"]["asr"]["marks"]["word_boundaries"]["f1"] == 1
+    assert "marks" not in report["st"]["de"] and "rapidfuzz" in report["signatures"]["marks"]
+    assert score([row("asr", "a", "a")] * 2)["asr"]["marks"]["capitals"]["intervals"] == {}
+
+
+def test_marks_change_no_interval_of_another_score():
+    words = "Yes, it is what one says of it.".split()
+    rows = [
+        row("asr", " ".join(words), " ".join(words[i % 5 :] + ["x", "No."] * (i % 3)))
+        for i in range(40)
+    ]
+    (sheet,) = make_sheets(rows, "whisper", {})
+    others = {name: s for name, s in sheet.scores.items() if not name.startswith("marks/")}
+    assert len(others) == len(sheet.scores) - 3
+    ranges = bootstrap_intervals(sheet.scores)
+    assert {name: ranges[name] for name in others} == bootstrap_intervals(others)
 
 
 def test_every_group_has_intervals_that_hold_its_scores():

@@ -44,7 +44,7 @@ if recipe == "speech_generate":
     output.write_text(json.dumps(json.loads(stage.read_text())["metrics"]) + "\n")
 elif recipe == "speech_eval":
     scores = json.loads(Path(settings["predictions"]).read_text())
-    st = {"de": {"bleu": 20.0, "n": 3}, "it": {"bleu": 40.0, "n": 3}}
+    st = {"de": {"bleu": 20.0, "comet": None, "n": 3}, "it": {"bleu": 40.0, "n": 3}}
     output = Path(settings["output"])
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(scores | {"st": st}))

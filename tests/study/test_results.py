@@ -166,6 +166,13 @@ def test_a_family_without_the_baseline_has_no_differences(run, tree):
     assert "Differences" not in Path("out/table.md").read_text()
 
 
+def test_a_score_that_is_undefined_is_empty(run, tree):
+    tree["scores"] |= {"COMET": "score.st.de.comet", "mean COMET": "score.st.*.comet"}
+    scores = run()["variants"]["10"]["scores"]
+    assert scores["COMET"] == scores["mean COMET"] == {"values": [], "mean": None, "interval": None}
+    assert "| 30.0 [30.0, 30.0] | - | - | 15 |" in Path("out/table.md").read_text()
+
+
 def test_a_score_that_is_not_there_is_named(run, tree):
     tree["scores"]["F1"] = "score.sqa.f1"
     with pytest.raises(

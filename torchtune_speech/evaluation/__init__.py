@@ -14,6 +14,7 @@ from torchtune_speech.evaluation._html import write_html
 from torchtune_speech.evaluation._judge import Ask, Verdict, judge, parse_verdict
 from torchtune_speech.evaluation._judge_asks import ask_endpoint, ask_local
 from torchtune_speech.evaluation._language import LANGUAGES, in_language, output_language
+from torchtune_speech.evaluation._marks import marks
 from torchtune_speech.evaluation._mcif import (
     McifReference,
     mcif_rows,
@@ -77,6 +78,7 @@ __all__ = [
     "in_language",
     "is_empty",
     "judge",
+    "marks",
     "mcif_rows",
     "mcif_scores",
     "mms",

@@ -21,7 +21,7 @@ REPORTED_NORMALIZERS = ("none", "whisper", "mms")
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
 _WORD_CHARACTER = r"[\p{L}\p{M}\p{N}]"
 # Punctuation and symbols, but for an apostrophe between two letters ("don't", "l'acqua").
-_PUNCTUATION = regex.compile(
+PUNCTUATION = regex.compile(
     rf"(?<!{_WORD_CHARACTER})'|'(?!{_WORD_CHARACTER})|[[\p{{P}}\p{{S}}\p{{Cc}}]--[']]",
     flags=regex.V1,
 )
@@ -118,7 +118,7 @@ def _fold_whitespace(text: str) -> str:
 def _basic(text: str) -> str:
     # Lower case twice: NFKC turns some caseless symbols (a bold capital A) into capital letters.
     text = unicodedata.normalize("NFKC", text.lower()).lower().replace("\u2019", "'")
-    return _fold_whitespace(_PUNCTUATION.sub(" ", text))
+    return _fold_whitespace(PUNCTUATION.sub(" ", text))
 
 
 @lru_cache(maxsize=2)

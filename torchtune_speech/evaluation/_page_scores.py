@@ -83,7 +83,7 @@ def cards(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         Cards with ``title``, ``lang``, ``n``, ``scores`` (headline first, see `_score`), the
-        error rate under other normalisers, and counts of degenerate outputs.
+        error rate under other normalisers, the F1 of marks, and counts of degenerate outputs.
     """
     result, whole = [], set()
     for task, lang, group in groups(report):
@@ -103,6 +103,11 @@ def cards(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                     {"label": f"normalizer {name}", **_score(scores, first)}
                     for name, scores in others.items()
                     if _is_number(scores.get(first))
+                ]
+                + [
+                    {"label": f"F1 of {kind.replace('_', ' ')}", **_score(scores, "f1")}
+                    for kind, scores in (group.get("marks") or {}).items()
+                    if _is_number(scores.get("f1"))
                 ],
                 "counts": [[name, group[key]] for key, name in _COUNTS.items() if group.get(key)],
             }

@@ -9,6 +9,7 @@ from torchtune_speech.evaluation._bootstrap import BOOTSTRAP_SIGNATURE, bootstra
 from torchtune_speech.evaluation._flags import count_flags
 from torchtune_speech.evaluation._given import GIVEN_SCORES
 from torchtune_speech.evaluation._language import LANGUAGE_SIGNATURE
+from torchtune_speech.evaluation._marks import MARKS, MARKS_SIGNATURE, mark_scores
 from torchtune_speech.evaluation._normalizers import REPORTED_NORMALIZERS, base_language
 from torchtune_speech.evaluation._parts import (
     ANSWER_TYPES,
@@ -44,8 +45,9 @@ def score(
 ) -> dict[str, Any]:
     """Score predictions of any mixture of tasks.
 
-    ``asr`` gets error rates, ``st`` and ``mt`` BLEU, chrF and TER by target language, ``sqa`` and
-    ``qa`` accuracy and F1. Any other task is scored like ``qa``, and ``notes`` says so.
+    ``asr`` gets error rates and the F1 of marks, ``st`` and ``mt`` BLEU, chrF and TER by target
+    language, ``sqa`` and ``qa`` accuracy and F1. Any other task is scored like ``qa``, and
+    ``notes`` says so.
 
     Every group also has ``n``, counts of faulty outputs (see :func:`row_flags`), but for ``asr``
     the share in the language asked for, and 95 % intervals of all scores by resampling samples.
@@ -69,7 +71,9 @@ def score(
 
             {"version": 2,
              "asr": {"wer": 0.021, "cer": ..., "n": 200, "intervals": {"wer": [0.015, 0.028]},
-                     "normalizers": {"none": {"wer": ..., "cer": ...}, "whisper": ...}, ...},
+                     "normalizers": {"none": {"wer": ..., "cer": ...}, "whisper": ...},
+                     "marks": {"punctuation": {"precision": ..., "recall": ..., "f1": ...}, ...},
+                     ...},
              "st": {"de": {"bleu": 84.1, "chrf": ..., "ter": ..., "n": 100, ...}, "it": ...},
              "sqa": {"accuracy": 0.87, "f1": ..., "containment": ..., "en": {...}, ...},
              "empty": 0, "loops": 0, "length_finishes": 0, ..., "normalizer": "whisper",
@@ -228,6 +232,11 @@ def _asr_scores(
             shown = ("wer", "cer") if ranges else ()
             rates["intervals"] = {rate: ranges[f"{rate}/{name}"] for rate in shown}
         scores["normalizers"][name] = rates
+    scores["marks"] = {kind: mark_scores(sheet.scores[f"marks/{kind}"]) for kind in MARKS}
+    for kind, found in scores["marks"].items() if ranges is not None else ():
+        # A kind of mark that no reference has is undefined, and has no interval.
+        has_range = f"marks/{kind}" in ranges
+        found["intervals"] = {"f1": ranges[f"marks/{kind}"]} if has_range else {}
     return scores
 
 
@@ -236,7 +245,7 @@ def _signatures(sheets: list[Sheet], normalizer: str, intervals: bool) -> dict[s
     signatures: dict[str, Any] = {}
     for task, lang, sheet in named_groups(sheets, by_language=False):
         if task == "asr":
-            signatures["wer"] = wer_signature(normalizer)
+            signatures |= {"wer": wer_signature(normalizer), "marks": MARKS_SIGNATURE}
             continue
         if task in TRANSLATION:
             signatures.setdefault("bleu", {})[lang] = sheet.signatures["bleu"]

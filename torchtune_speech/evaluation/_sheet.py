@@ -10,6 +10,7 @@ from torchtune_speech.evaluation._bootstrap import Statistic, mean
 from torchtune_speech.evaluation._flags import row_flags
 from torchtune_speech.evaluation._given import given_statistics
 from torchtune_speech.evaluation._language import in_language
+from torchtune_speech.evaluation._marks import mark_statistics
 from torchtune_speech.evaluation._normalizers import REPORTED_NORMALIZERS
 from torchtune_speech.evaluation._qa import qa_statistics
 from torchtune_speech.evaluation._translation import translation_statistics
@@ -31,7 +32,7 @@ class Sheet:
         rows: the samples.
         flags: faults of each, see :func:`row_flags`.
         scores: score to its statistic. Error rates under the normalisers that every report shows
-            are there as "wer/none", "cer/none" and so on.
+            are there as "wer/none", "cer/none" and so on, F1 of marks as "marks/punctuation".
         signatures: how scores of translation are computed.
     """
 
@@ -116,7 +117,10 @@ def _asr_sheet(rows: list[Row], normalizers: list[str]) -> Sheet:
     counted = {
         name: wer_statistics(*_texts(rows), name, langs) for name in dict.fromkeys(normalizers)
     }
-    scores = dict(counted[normalizers[0]])
+    # Marks come first: samples are sorted by the last score before any other when they are drawn,
+    # so that the draws of the scores behind them are the same with and without marks.
+    scores = {f"marks/{kind}": counts for kind, counts in mark_statistics(*_texts(rows)).items()}
+    scores |= counted[normalizers[0]]
     for name in normalizers[1:]:
         scores |= {f"{score}/{name}": statistic for score, statistic in counted[name].items()}
     return Sheet("asr", rows, [row_flags(row, None) for row in rows], scores, {})

@@ -125,7 +125,7 @@ def _statistics(sourced: Iterable[tuple[Hashable, float]]) -> dict[str, Any]:
 
 
 def _score(run: StudyRun, path: str) -> float | None:
-    """A score of a run; None if the variant has no such step.
+    """A score of a run; None if it is undefined, or the variant has no such step.
 
     Args:
         run: the run.
@@ -141,24 +141,25 @@ def _score(run: StudyRun, path: str) -> float | None:
         report = read_json(step.product)
     else:
         raise InputError(f"scores: {path}: step {name} writes no scores; name a speech_eval step")
-    value = _lookup(report, keys)
-    if value is None:
+    values = _lookup(report, keys)
+    if not values:
         raise InputError(
             f"scores: {path}: not in {step.folder}; it has {', '.join(map(str, report)) or 'none'}"
         )
-    return value
+    return values[0]
 
 
-def _lookup(node: Any, keys: Sequence[str]) -> float | None:
+def _lookup(node: Any, keys: Sequence[str]) -> list[float | None]:
+    """The one score that a path leads to, None if it is undefined; empty if it leads nowhere."""
     if not keys:
-        return float(node) if isinstance(node, (int, float)) else None
+        return [node] if node is None or isinstance(node, (int, float)) else []
     if not isinstance(node, Mapping):
-        return None
+        return []
     if keys[0] != "*":
-        return _lookup(node.get(keys[0]), keys[1:])
-    parts = [_lookup(part, keys[1:]) for part in node.values()]
-    found = [part for part in parts if part is not None]
-    return sum(found) / len(found) if found else None
+        return _lookup(node[keys[0]], keys[1:]) if keys[0] in node else []
+    parts = [value for part in node.values() for value in _lookup(part, keys[1:])]
+    found = [value for value in parts if value is not None]
+    return [sum(found) / len(found)] if found else parts[:1]
 
 
 def _cost(step: StudyStep) -> dict[str, float]:
