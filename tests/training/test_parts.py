@@ -360,20 +360,23 @@ def test_a_pointer_in_the_place_of_weights_is_named(tmp_path):
         llm_fingerprint(llm)
 
 
-def make_stage_a(folder, wer):
+def make_stage(folder, metrics):
     make_checkpoint(folder, 1)
-    stage = {"format": 1, "metrics": {"asr": {"wer": wer}}}
+    stage = {"format": 1, "metrics": metrics}
     (folder / "step_1" / "stage.json").write_text(json.dumps(stage))
 
 
-def test_fusing_an_incoherent_projector_is_warned_of(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("part", "stage"), [("asr", "A"), ("nearest_token", "1")])
+def test_fusing_an_incoherent_projector_is_warned_of(tmp_path, monkeypatch, part, stage):
     said = []
     monkeypatch.setattr(_run._log, "warning", lambda text, *values: said.append(text % values))
-    make_stage_a(tmp_path / "good", 0.2)
+    make_stage(tmp_path / "good", {part: {"wer": 0.2}})
     warn_if_incoherent(tmp_path / "good")
+    make_stage(tmp_path / "unheard", {})
+    warn_if_incoherent(tmp_path / "unheard")
     warn_if_incoherent(None)
     assert said == []
-    make_stage_a(tmp_path / "bad", 0.9)
+    make_stage(tmp_path / "bad", {part: {"wer": 0.9}})
     warn_if_incoherent(tmp_path / "bad")
     assert len(said) == 1
-    assert "WER of 0.90" in said[0]
+    assert f"WER of 0.90 on its dev set; train stage {stage} longer first" in said[0]
