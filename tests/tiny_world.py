@@ -164,7 +164,8 @@ def write_config(world, recipe, **changes):
     cfg = yaml.safe_load(open(config_path(f"{family}/{recipe}")))
     cfg["llm_dir"] = str(world / "llm")
     if (family := family_of(world / "llm")) != "llama":
-        cfg["model"]["_component_"] = builder_name(family, "lora_rank" in cfg["model"])
+        if "model" in cfg:  # stage 1 of SpeechMapper has none
+            cfg["model"]["_component_"] = builder_name(family, "lora_rank" in cfg["model"])
         cfg["tokenizer"] = {
             "_component_": "torchtune_speech.data.Qwen3ChatFormat",
             "path": "${llm_dir}",

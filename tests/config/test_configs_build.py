@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -238,6 +239,27 @@ def test_the_4b_configs_follow_the_paper():
     rows = (Sample(f"{i}", "sqa", "x", source_text=f"{i}" * 9, question=f"{i}?") for i in range(10))
     prompts = PromptTemplates.from_yaml("nle_2026")
     assert len(unanswerable_samples(list(rows), prompts, **fuse.dataset.unanswerable)) == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "samples", "lengths"),
+    [
+        ("multimodal_fuse", 48, {"asr": (80, 121), "st": (86, 136), "sqa": (365,)}),
+        ("lora_finetune_text", 128, {"mt": (66, 111), "qa": (218,)}),
+    ],
+)
+def test_a_step_of_the_4b_has_about_as_many_samples_as_the_papers(recipe, samples, lengths):
+    """Tokens of a sample, worked out by hand from each corpus.
+
+    CoVoST has 5.3 s and 10 words, EuroParl-ST 9 s and 24, Spoken-SQuAD 49 s and 122; a second is
+    6.25 vectors, a word 1.3 tokens in English and 1.9 in German; prompt and chat format take 34,
+    question and answer 24.
+    """
+    cfg = stages_of("qwen3_4b")[recipe]
+    tokens = cfg.rows_per_step * cfg.max_seq_len
+    of_task = {task: np.mean([tokens / n for n in of]) for task, of in lengths.items()}
+    found = sum(share * of_task[task] for task, share in cfg.mixture.task.items())
+    assert 0.7 * samples < found < 1.4 * samples
 
 
 def test_stage_2_for_llama_follows_the_paper():

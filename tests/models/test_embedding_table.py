@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.models import (
+    FAMILIES,
+    Family,
     ProjectorWithTable,
     _hf_weights,
     embedding_digest,
@@ -109,12 +111,24 @@ def test_the_digest_sees_other_rows_another_shape_and_dtype(tmp_path):
     assert len({first, *(digest_with(**{NAME: other}) for other in others)}) == 4
 
 
+def test_the_family_names_the_table(tmp_path, monkeypatch):
+    names = {"lm_head.weight": "output.weight", "wte.weight": "tok_embeddings.weight"}
+    monkeypatch.setitem(FAMILIES, "other", Family(names, rotary_pairs=False))
+    table = torch.randn(5, 4)
+    save_file({"wte.weight": table, NAME: table + 1}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "other"}')
+    assert torch.equal(load_embedding_table(tmp_path), table)
+    (tmp_path / "config.json").write_text('{"model_type": "another"}')
+    with pytest.raises(InputError, match="model_type is 'another'; give a folder of one of"):
+        load_embedding_table(tmp_path)
+
+
 def test_what_is_missing_or_damaged_is_named(tmp_path):
     llm = make_llm(tmp_path / "llm")
     file = llm / "model.safetensors"
     tensors = load_file(file)
     save_file({"lm_head.weight": tensors["lm_head.weight"]}, file)
-    with pytest.raises(InputError, match=rf"llm: holds no {NAME}; give the folder"):
+    with pytest.raises(InputError, match=rf"llm: holds no {NAME}; download the model"):
         load_embedding_table(llm)
     file.write_text("version https://git-lfs.github.com/spec/v1\nsize 16060556376\n")
     with pytest.raises(InputError, match=r"model.safetensors: cannot be read .*download it again"):

@@ -156,6 +156,26 @@ def test_two_processes_take_the_steps_of_one(mapped, tune_run):
     assert all((one[k] - two[k]).abs().max() < 1e-4 for k in one)
 
 
+@pytest.mark.parametrize(("dtype", "max_frames"), [("fp32", 45), ("fp16", 200)])
+def test_a_process_may_have_no_row(mapped, run, tune_run, dtype, max_frames):
+    """The second of two has none in some steps, or in no step one at all, the first included."""
+    one, two = (mapped / f"{dtype}-{n}" for n in ("alone", "with-idle"))
+    words = ["--config", mapped / "speechmapper.yaml", f"dtype={dtype}", "eval_dataset=null"]
+    words += [f"max_frames={max_frames}", "rows_per_step=2", "learning_rate.projector.lr=1e-2"]
+    assert run("speechmapper", *words, f"output_dir={one}") == 0
+    out = [f"output_dir={two}"]
+    done = tune_run("--nproc_per_node", 2, "speechmapper", *words, *out, cwd=mapped)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, both = (read_jsonl(folder / "metrics.jsonl") for folder in (one, two))
+    steps = [row["samples"] for row in alone]
+    assert steps == ([4, 2] * 3 if dtype == "fp32" else [6] * 6)  # in two rows and one, or in one
+    near = 1e-4 if dtype == "fp32" else 2e-3
+    assert losses(two) == pytest.approx(losses(one), rel=near)
+    assert [r.get("loss_scale") for r in both] == [r.get("loss_scale") for r in alone]
+    first, second = weights(one / "step_6"), weights(two / "step_6")
+    assert all((first[k] - second[k]).abs().max() < near for k in first)
+
+
 def test_stage_a_begins_where_stage_1_ended(mapped, run):
     out = mapped / "A"
     file = write_config(mapped, "projector", output_dir=str(out), max_steps=1, eval_dataset=None)

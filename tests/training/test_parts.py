@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from tiny_world import make_data, make_llm, make_tokenizer
 from torch import nn
 
+from torchtune_speech import config
 from torchtune_speech.data import (
     AudioCut,
     CharacterLabels,
@@ -30,6 +32,7 @@ from torchtune_speech.training import (
     _run,
     build_plan,
     check_checkpoint_fits,
+    check_embedding_target,
     find_checkpoint,
     flat_scores,
     is_due,
@@ -325,6 +328,8 @@ def check_projectors(folder, then, now):
         (TRANSFORMER | {"ctc_vocab_size": 39, "ctc_layer": 2}, TRANSFORMER),
         (TRANSFORMER, TRANSFORMER | {"ctc_vocab_size": 39, "ctc_layer": 2}),
         (MAPPER, MAPPER | {"block_dims": [1024, 2048]}),  # as the default, a tuple
+        (MAPPER | {"strides": [2, 2]}, MAPPER),  # one for all blocks, as the default
+        (MAPPER | {"num_heads": 2}, MAPPER | {"num_heads": [2, 2]}),
         (None, TRANSFORMER),
         (TRANSFORMER, None),
     ],
@@ -343,6 +348,8 @@ def test_settings_that_make_the_same_network_are_accepted(tmp_path, then, now):
         (MAPPER, {"ctc_block": 2}, "ctc_block=1, this run has 2"),
         (MAPPER, {"ctc_vocab_size": 40}, "ctc_vocab_size=39, this run has 40"),
         (MAPPER, {"strides": [1, 4]}, r"strides=2, this run has \[1, 4\]"),
+        (MAPPER, {"strides": [4, 4]}, r"strides=2, this run has \[4, 4\]"),
+        (MAPPER | {"block_dims": [64, 64]}, {"block_dims": 32}, r"block_dims=\[64, 64\], this run"),
         (MAPPER, {"input_norm": False}, "input_norm=true, this run has false"),
         (TRANSFORMER, {"_component_": MAPPER["_component_"]}, "_component_=torchtune_speech.mo"),
     ],
@@ -350,6 +357,26 @@ def test_settings_that_make_the_same_network_are_accepted(tmp_path, then, now):
 def test_settings_that_make_another_network_are_refused(tmp_path, then, changes, message):
     with pytest.raises(InputError, match=f"trained with projector.{message}"):
         check_projectors(tmp_path, then, then | changes)
+
+
+@pytest.mark.parametrize(
+    ("projector", "cured", "cure"),
+    [
+        (TRANSFORMER | {"out_stack": 2}, {"out_stack": 1, "stack": 2}, "out_stack=1"),
+        (
+            MAPPER | {"block_dims": [16, 16]},
+            {"strides": [2, 1]},
+            "strides to 1 in the blocks behind",
+        ),
+    ],
+)
+def test_each_projector_is_told_how_ctc_gets_as_many_vectors(projector, cured, cure):
+    projector = projector | {"in_dim": 12, "out_dim": 32, "ctc_vocab_size": 9}
+    wrong, right = (config.instantiate(OmegaConf.create(p)) for p in (projector, projector | cured))
+    data = SimpleNamespace(ctc=TokenLabels(SimpleNamespace(vocab_size=8)))
+    with pytest.raises(InputError, match=f"set projector.{cure}.*, or embedding_weight=0"):
+        check_embedding_target(wrong, data)
+    assert check_embedding_target(right, data) is None
 
 
 def test_a_pointer_in_the_place_of_weights_is_named(tmp_path):
@@ -360,20 +387,23 @@ def test_a_pointer_in_the_place_of_weights_is_named(tmp_path):
         llm_fingerprint(llm)
 
 
-def make_stage_a(folder, wer):
+def make_stage(folder, metrics):
     make_checkpoint(folder, 1)
-    stage = {"format": 1, "metrics": {"asr": {"wer": wer}}}
+    stage = {"format": 1, "metrics": metrics}
     (folder / "step_1" / "stage.json").write_text(json.dumps(stage))
 
 
-def test_fusing_an_incoherent_projector_is_warned_of(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("part", "stage"), [("asr", "A"), ("nearest_token", "1")])
+def test_fusing_an_incoherent_projector_is_warned_of(tmp_path, monkeypatch, part, stage):
     said = []
     monkeypatch.setattr(_run._log, "warning", lambda text, *values: said.append(text % values))
-    make_stage_a(tmp_path / "good", 0.2)
+    make_stage(tmp_path / "good", {part: {"wer": 0.2}})
     warn_if_incoherent(tmp_path / "good")
+    make_stage(tmp_path / "unheard", {})
+    warn_if_incoherent(tmp_path / "unheard")
     warn_if_incoherent(None)
     assert said == []
-    make_stage_a(tmp_path / "bad", 0.9)
+    make_stage(tmp_path / "bad", {part: {"wer": 0.9}})
     warn_if_incoherent(tmp_path / "bad")
     assert len(said) == 1
-    assert "WER of 0.90" in said[0]
+    assert f"WER of 0.90 on its dev set; train stage {stage} longer first" in said[0]

@@ -96,7 +96,13 @@ class SampleAttention(MultiHeadAttention):
 
     Args:
         attn: the attention whose parts it takes over.
+
+    Attributes:
+        norm_first: whether ``q_norm`` and ``k_norm`` come before the rotary embedding; torchtune
+            has them behind it. Decoding with a cache goes by it.
     """
+
+    norm_first = False
 
     def __init__(self, attn: MultiHeadAttention) -> None:
         super().__init__(

@@ -9,13 +9,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import scaled_dot_product_attention
 from torchtune.modules import (
     FeedForward,
-    MultiHeadAttention,
     TiedLinear,
     TransformerDecoder,
     TransformerSelfAttentionLayer,
 )
 
-from torchtune_speech.models._norm_first_attention import NormFirstAttention
+from torchtune_speech.models._attention_mask import SampleAttention
 from torchtune_speech.models._quantize import is_quantized
 
 # From here on rows times weight is as fast.
@@ -235,21 +234,20 @@ def _feed_forward(mlp: nn.Module, x_td: Tensor) -> Tensor:
 
 
 def _queries_keys_values(
-    attn: MultiHeadAttention, x_td: Tensor, positions_t: Tensor
+    attn: SampleAttention, x_td: Tensor, positions_t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (
         few_rows_linear(project, x_td).unflatten(-1, (-1, attn.head_dim))
         for project in (attn.q_proj, attn.k_proj, attn.v_proj)
     )
-    norm_first = isinstance(attn, NormFirstAttention)
-    if norm_first:
+    if attn.norm_first:
         q, k = attn.q_norm(q), attn.k_norm(k)
     if attn.pos_embeddings is not None:
         both = torch.cat([q, k], dim=1)[None]  # one call for both
         both = attn.pos_embeddings(both, input_pos=positions_t[None])[0]
         q, k = both.split([q.shape[1], k.shape[1]], dim=1)
     # torchtune's order: normalised after the rotary embedding.
-    if attn.q_norm is not None and not norm_first:
+    if attn.q_norm is not None and not attn.norm_first:
         q, k = attn.q_norm(q), attn.k_norm(k)
     return q, k, v
 

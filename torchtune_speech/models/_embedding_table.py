@@ -1,18 +1,20 @@
 """The LLM's embedding table alone, out of the one file that holds it."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from torchtune_speech.errors import InputError
+from torchtune_speech.models._hf_config import family_of, read_hf_config
 from torchtune_speech.models._hf_weights import open_safetensors, read_weight_map
 from torchtune_speech.modules import unit_rows
 
-# The name in Hugging Face's Llama, Qwen, Mistral and their relatives.
-EMBEDDING_NAME = "model.embed_tokens.weight"
 _DIGEST_ROWS = 256
 
 
@@ -47,24 +49,24 @@ def load_embedding_table(llm_dir: str | Path, dtype: torch.dtype = torch.float32
     """Token embeddings of a Hugging Face folder; no other weight is read, no other shard opened.
 
     Args:
-        llm_dir: folder with ``model.safetensors``, or with ``model.safetensors.index.json`` and
-            the shard that holds the table; other shards need not be there.
+        llm_dir: folder with ``config.json``, which says the family and so the table's name, and
+            ``model.safetensors``, or ``model.safetensors.index.json`` and the shard that holds
+            the table; other shards need not be there.
         dtype: of the result. Default float32.
 
     Returns:
         The table, ``[v, d]``, on the CPU.
 
     Raises:
-        InputError: if the folder, its index or the shard is missing or damaged, or holds no table.
+        InputError: if the folder, its config, its index or the shard is missing or damaged, holds
+            no table, or is of a family that is none of :data:`FAMILIES`.
 
     Example:
         >>> load_embedding_table("/tmp/Llama-3.1-8B-Instruct", torch.bfloat16).shape
         torch.Size([128256, 4096])
     """
-    file = _embedding_file(llm_dir)
-    with open_safetensors(file) as tensors:
-        _check_table(file, tensors)
-        return tensors.get_tensor(EMBEDDING_NAME).to(dtype)
+    with _open_table(llm_dir) as (_, table):
+        return table[:].to(dtype)
 
 
 def embedding_digest(llm_dir: str | Path) -> str:
@@ -81,10 +83,7 @@ def embedding_digest(llm_dir: str | Path) -> str:
     Raises:
         InputError: see :func:`load_embedding_table`.
     """
-    file = _embedding_file(llm_dir)
-    with open_safetensors(file) as tensors:
-        _check_table(file, tensors)
-        table = tensors.get_slice(EMBEDDING_NAME)
+    with _open_table(llm_dir) as (_, table):
         shape = list(table.get_shape())
         digest = hashlib.sha256(f"{table.get_dtype()}/{shape}".encode())
         rows = np.linspace(0, shape[0] - 1, min(_DIGEST_ROWS, shape[0])).astype(int)
@@ -106,10 +105,7 @@ def embedding_mean_square(llm_dir: str | Path, chunk_size: int = 8192) -> float:
     Raises:
         InputError: see :func:`load_embedding_table`; or if all embeddings are zero.
     """
-    file = _embedding_file(llm_dir)
-    with open_safetensors(file) as tensors:
-        _check_table(file, tensors)
-        table = tensors.get_slice(EMBEDDING_NAME)
+    with _open_table(llm_dir) as (file, table):
         rows, width = table.get_shape()
         total = sum(
             table[start : start + chunk_size].float().square().sum(dtype=torch.float64).item()
@@ -120,21 +116,19 @@ def embedding_mean_square(llm_dir: str | Path, chunk_size: int = 8192) -> float:
     return total / (rows * width)
 
 
-def _embedding_file(llm_dir: str | Path) -> Path:
-    """The file that holds the table."""
-    file = read_weight_map(Path(llm_dir)).get(EMBEDDING_NAME)
+@contextmanager
+def _open_table(llm_dir: str | Path) -> Iterator[tuple[Path, Any]]:
+    """The file that holds the table, and the table as a slice of which nothing is read yet."""
+    names = family_of(read_hf_config(llm_dir), llm_dir).names
+    (name,) = (theirs for theirs, ours in names.items() if ours == "tok_embeddings.weight")
+    file = read_weight_map(Path(llm_dir)).get(name)
     if file is None:
-        raise _no_table(llm_dir)
-    return file
+        raise _no_table(llm_dir, name)
+    with open_safetensors(file) as tensors:
+        if name not in tensors.keys():
+            raise _no_table(file, name)
+        yield file, tensors.get_slice(name)
 
 
-def _check_table(file: Path, tensors: object) -> None:
-    if EMBEDDING_NAME not in tensors.keys():
-        raise _no_table(file)
-
-
-def _no_table(where: str | Path) -> InputError:
-    return InputError(
-        f"{where}: holds no {EMBEDDING_NAME}; give the folder of a Llama or Qwen in Hugging "
-        "Face's format"
-    )
+def _no_table(where: str | Path, name: str) -> InputError:
+    return InputError(f"{where}: holds no {name}; download the model again")

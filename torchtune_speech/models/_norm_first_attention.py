@@ -59,6 +59,8 @@ class NormFirstAttention(SampleAttention):
         attn: the attention whose parts it takes over; it has ``q_norm`` and ``k_norm``.
     """
 
+    norm_first = True
+
     def forward(
         self,
         x: Tensor,

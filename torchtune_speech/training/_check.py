@@ -346,9 +346,12 @@ def check_embedding_target(
             "set dataset.ctc=tokens, or embedding_weight=0"
         )
     if projector.ctc_length(97) != projector.output_length(97):
+        cure = "projector.out_stack=1 (and raise projector.stack)"
+        if hasattr(projector, "ctc_block"):  # SpeechMapper's, which may shorten in any block
+            cure = "projector.strides to 1 in the blocks behind projector.ctc_block"
         raise InputError(
-            "embedding_weight: needs a CTC vector for each speech vector; set out_stack=1 "
-            "(and raise projector.stack), or embedding_weight=0"
+            f"embedding_weight: needs a CTC vector for each speech vector; set {cure}, or "
+            "embedding_weight=0"
         )
     if blank is None:
         return None
@@ -437,7 +440,7 @@ def _check_projector_settings(
         keys = [k for k in now if _shapes_output(k) and (both_ctc or k not in _OF_CTC_HEAD)]
     for key in keys:
         ours, theirs = _as_word(now[key]), _as_word(then.get(key))
-        if ours != theirs:
+        if _as_word(_one_of_equals(now[key])) != _as_word(_one_of_equals(then.get(key))):
             raise InputError(
                 f"{path}: trained with projector.{key}={theirs}, this run has {ours}; "
                 f"set projector.{key}={theirs}"
@@ -447,6 +450,15 @@ def _check_projector_settings(
 def _shapes_output(key: str) -> bool:
     """Whether a projector that is trained gives other vectors under another value."""
     return "dropout" not in key and key != "output_scale"  # of the initial weights
+
+
+def _one_of_equals(value: Any) -> Any:
+    """Of a list for all blocks the one value that it may also be given as.
+
+    Another number of blocks hides behind it at most, which loading the weights notices.
+    """
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0
+    return value[0] if is_list and all(v == value[0] for v in value) else value
 
 
 def _as_word(value: Any) -> str:

@@ -399,16 +399,20 @@ def warn_if_incoherent(projector_checkpoint: str | Path | None, max_wer: float =
     """Warn before fusing a projector that cannot yet be understood: no fusion mends that.
 
     Args:
-        projector_checkpoint: run or checkpoint of stage A; None is nothing to warn of.
-        max_wer: word error rate on A's dev set above which the warning is given. Default 0.5.
+        projector_checkpoint: run or checkpoint of stage A, or of stage 1 of SpeechMapper, whose
+            WER is that by nearest tokens; None is nothing to warn of.
+        max_wer: word error rate on its dev set above which the warning is given. Default 0.5.
     """
     if projector_checkpoint is None:
         return
-    wer = read_stage(projector_checkpoint).get("metrics", {}).get("asr", {}).get("wer")
+    metrics = read_stage(projector_checkpoint).get("metrics", {})
+    stage, part = ("1", "nearest_token") if "nearest_token" in metrics else ("A", "asr")
+    wer = metrics.get(part, {}).get("wer")
     if wer is not None and wer > max_wer:
         _log.warning(
-            "%s: its projector had a WER of %.2f on its dev set; train stage A longer first, "
+            "%s: its projector had a WER of %.2f on its dev set; train stage %s longer first, "
             "fusion will not mend it",
             projector_checkpoint,
             wer,
+            stage,
         )
