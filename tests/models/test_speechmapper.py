@@ -150,7 +150,7 @@ def test_wrong_settings_are_named():
         ({"num_layers": []}, "num_layers"),
         ({"block_dims": []}, "block_dims"),
         ({"num_heads": 5}, "num_heads: 5 does not divide embed_dim 16"),
-        ({"num_heads": [16, 2]}, "num_heads: 16 heads of a block 16 wide.*even width"),
+        ({"num_heads": [16, 2]}, "num_heads: 16 heads of embed_dim 16 .*even width.*block_dims"),
         ({"ctc_block": 3}, "ctc_block: 3; give 1 to 2"),
         ({"ctc_vocab_size": 0}, "ctc_vocab_size: 0"),
         ({"num_out_layers": 0}, "num_out_layers: 0"),
