@@ -54,10 +54,7 @@ from torchtune_speech.training._embedding_objective import (
     embedding_loss_sums,
 )
 from torchtune_speech.training._evaluate import evaluate
-from torchtune_speech.training._evaluate_embeddings import (
-    evaluate_embeddings,
-    transcript_normalizer,
-)
+from torchtune_speech.training._evaluate_embeddings import evaluate_embeddings
 from torchtune_speech.training._keep import KeepReport, keep_non_pads
 from torchtune_speech.training._loader import build_plan, resolve_max_steps, step_loader
 from torchtune_speech.training._log import TrainingLog, flat_scores
@@ -106,6 +103,7 @@ from torchtune_speech.training._run import (
     update,
     warn_if_incoherent,
 )
+from torchtune_speech.training._transcript_normalizer import transcript_normalizer
 
 __all__ = [
     "EmbeddingLoss",

@@ -18,7 +18,7 @@ from torchtune_speech.features import check_fingerprint
 from torchtune_speech.models import check_quantize, read_hf_config
 from torchtune_speech.training._checkpoint import is_peft_folder, projector_digest, read_stage
 from torchtune_speech.training._embedding_objective import PARTS, EmbeddingLoss
-from torchtune_speech.training._evaluate_embeddings import transcript_normalizer
+from torchtune_speech.training._transcript_normalizer import transcript_normalizer
 
 _COUNTS = (
     "rows_per_step",
