@@ -37,13 +37,15 @@ def test_a_half_trained_stage_is_gone_on_with(tmp_path, monkeypatch):
     step = training_step("nano", "projector", "A")
     (tmp_path / "runs/nano/A/step_5").mkdir(parents=True)
     (tmp_path / "runs/nano/A/step_5/stage.json").touch()
-    assert not step.product.exists()
+    assert not step.is_done
     step.run()
     assert words[0][:5] == ("tune", "run", "projector", "--config", "nano/projector")
     assert "resume=true" in words[0]
     step.product.parent.mkdir(parents=True)
-    step.product.touch()
-    assert training_step("nano", "projector", "A").product.exists()
+    step.product.write_text('{"evaluation_due": true}')  # stopped at its last step
+    assert not step.is_done
+    step.product.write_text('{"evaluation_due": false}')
+    assert training_step("nano", "projector", "A").is_done
 
 
 def test_a_failing_command_ends_the_demo_with_its_exit_code(capfd):

@@ -32,6 +32,7 @@ from torchtune_speech.training._checkpoint import (
     lora_settings,
     read_stage,
     save_checkpoint,
+    save_evaluation,
     stage_info,
 )
 from torchtune_speech.training._compile import compile_layers, compiled_graphs
@@ -180,6 +181,7 @@ __all__ = [
     "resolve_max_steps",
     "resume_point",
     "save_checkpoint",
+    "save_evaluation",
     "seed_step",
     "set_learning_rates",
     "stage_info",

@@ -547,6 +547,10 @@ def check_resume(
             f"{path}: resume=true, but the samples had other lengths in tokens (another "
             f"tokenizer, prompt templates, frame average or projector); {cure}"
         )
+    if stage["fingerprints"].get("adapter", found["adapter"]) != found["adapter"]:
+        raise InputError(
+            f"{path}: resume=true, but adapter_checkpoint was another LoRA or null; {cure}"
+        )
     if stage["step"] > max_steps:
         raise InputError(
             f"max_steps: {max_steps}, but {path} has done {stage['step']} steps; "
