@@ -72,6 +72,7 @@ class MultimodalFuseRecipe:
         self.process = training.start_process(cfg.device)
         self.dtype = training.compute_dtype(cfg.dtype, self.process.device)
         self.scores: dict[str, Any] = {}
+        self.evaluation_due = False
 
     def setup(self) -> None:
         """Read the data, plan the run, build the model; go on from a checkpoint if asked to."""
@@ -139,7 +140,9 @@ class MultimodalFuseRecipe:
         self.optimizer = training.build_optimizer(cfg.optimizer, self.groups)
         if checkpoint is not None:
             self.plan.load_state_dict(training.load_state(checkpoint, self.optimizer, self.groups))
-            self.scores = training.read_stage(checkpoint)["metrics"]
+            stage = training.read_stage(checkpoint)
+            self.scores = stage["metrics"]
+            self.evaluation_due = stage.get("evaluation_due", False)
 
     def train(self) -> bool:
         """Take the steps of the plan; evaluate and save on the way.
@@ -178,6 +181,9 @@ class MultimodalFuseRecipe:
             logger=config.instantiate(cfg.metric_logger) if process.is_main else None,
         )
         with log, training.StopSignal() as stop:
+            if self.evaluation_due:  # the run was stopped before it
+                self.evaluate(first, log)
+                training.save_evaluation(cfg.output_dir, first, self.scores, process)
             began = time.perf_counter()
             for step, step_batches in loader:
                 training.seed_step(cfg.seed, step.number, process.rank)
@@ -208,12 +214,13 @@ class MultimodalFuseRecipe:
                         rates=rates,
                     ),
                 )
+                last = done == self.max_steps
+                evaluation_due = training.is_due(done, cfg.eval_every_n_steps, last)
                 if process.any(stop.requested):  # whoever sent it kills after some seconds
-                    self.save(step.state)
+                    self.save(step.state, evaluation_due)
                     log.say(f"stopped by a signal after step {done}; set resume=true to go on")
                     return True
-                last = done == self.max_steps
-                if training.is_due(done, cfg.eval_every_n_steps, last):
+                if evaluation_due:
                     self.evaluate(done, log)
                 if training.is_due(done, cfg.save_every_n_steps, last):
                     self.save(step.state)
@@ -240,11 +247,12 @@ class MultimodalFuseRecipe:
         )
         log.evaluation(done, self.scores, examples)
 
-    def save(self, plan_state: dict[str, Any]) -> None:
+    def save(self, plan_state: dict[str, Any], evaluation_due: bool = False) -> None:
         """Write a checkpoint.
 
         Args:
             plan_state: where the plan stands after the last step.
+            evaluation_due: whether a resumed run has to evaluate this step first.
         """
         training.save_checkpoint(
             self.cfg.output_dir,
@@ -258,6 +266,7 @@ class MultimodalFuseRecipe:
                 config=OmegaConf.to_container(self.cfg, resolve=True),
                 fingerprints=self.fingerprints,
                 metrics=self.scores,
+                evaluation_due=evaluation_due and self.eval_dataset is not None,
             ),
             llm_dir=self.cfg.llm_dir,
             process=self.process,

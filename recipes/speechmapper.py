@@ -74,6 +74,7 @@ class SpeechMapperRecipe:
         # In float16 small gradients would vanish; a scale that is too large halves itself.
         self.scaler = GradScaler(self.process.device.type, enabled=cfg.dtype == "fp16")
         self.scores: dict[str, Any] = {}
+        self.evaluation_due = False
 
     def setup(self) -> None:
         """Read the data, plan the run, build the model; go on from a checkpoint if asked to."""
@@ -121,7 +122,9 @@ class SpeechMapperRecipe:
         if checkpoint is not None:
             self.plan.load_state_dict(training.load_state(checkpoint, self.optimizer, self.groups))
             training.load_scaler(checkpoint, self.scaler)
-            self.scores = training.read_stage(checkpoint)["metrics"]
+            stage = training.read_stage(checkpoint)
+            self.scores = stage["metrics"]
+            self.evaluation_due = stage.get("evaluation_due", False)
 
     def _read_data(self, projector: torch.nn.Module) -> None:
         cfg = self.cfg
@@ -179,6 +182,9 @@ class SpeechMapperRecipe:
         )
         self.model.train()
         with log, training.StopSignal() as stop:
+            if self.evaluation_due:  # the run was stopped before it
+                self.evaluate(first, log)
+                training.save_evaluation(cfg.output_dir, first, self.scores, process)
             began = time.perf_counter()
             for step, step_batches in loader:
                 training.seed_step(cfg.seed, step.number, process.rank)
@@ -216,12 +222,13 @@ class SpeechMapperRecipe:
                         scaler=self.scaler,
                     ),
                 )
+                last = done == self.max_steps
+                evaluation_due = training.is_due(done, cfg.eval_every_n_steps, last)
                 if process.any(stop.requested):  # whoever sent it kills after some seconds
-                    self.save(step.state)
+                    self.save(step.state, evaluation_due)
                     log.say(f"stopped by a signal after step {done}; set resume=true to go on")
                     return True
-                last = done == self.max_steps
-                if training.is_due(done, cfg.eval_every_n_steps, last):
+                if evaluation_due:
                     self.evaluate(done, log)
                 if training.is_due(done, cfg.save_every_n_steps, last):
                     self.save(step.state)
@@ -247,11 +254,12 @@ class SpeechMapperRecipe:
         )
         log.evaluation(done, self.scores, examples)
 
-    def save(self, plan_state: dict[str, Any]) -> None:
+    def save(self, plan_state: dict[str, Any], evaluation_due: bool = False) -> None:
         """Write a checkpoint.
 
         Args:
             plan_state: where the plan stands after the last step.
+            evaluation_due: whether a resumed run has to evaluate this step first.
         """
         training.save_checkpoint(
             self.cfg.output_dir,
@@ -265,6 +273,7 @@ class SpeechMapperRecipe:
                 config=OmegaConf.to_container(self.cfg, resolve=True),
                 fingerprints=self.fingerprints,
                 metrics=self.scores,
+                evaluation_due=evaluation_due and self.eval_dataset is not None,
             ),
             llm_dir=self.cfg.llm_dir,
             process=self.process,

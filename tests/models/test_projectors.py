@@ -39,6 +39,9 @@ BUILDERS = {
     ),
     "mlp": lambda **kw: mlp_projector(8, 12, hidden_dim=16, **kw),
     "speechmapper": small_speechmapper,
+    "speechmapper-ctc-compress": lambda **kw: small_speechmapper(
+        **{"ctc_vocab_size": 5, "ctc_compress": True} | kw
+    ),
 }
 LENGTHS = torch.tensor([9, 31, 2, 30, 0, 1, 57, 12])
 
@@ -121,6 +124,10 @@ def test_no_utterances_give_an_empty_output_in_the_graph(build, stack, out_stack
     (vectors.sum() + logits.sum()).backward()
     for name, parameter in projector.named_parameters():
         assert parameter.grad is not None and not parameter.grad.any(), name
+    projector.zero_grad()
+    projector(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long)).sum().backward()
+    for name, parameter in projector.named_parameters():
+        assert name.startswith("ctc_") or parameter.grad is not None, name
 
 
 @each_projector

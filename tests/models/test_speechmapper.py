@@ -55,9 +55,9 @@ def test_version_2_hears_at_the_full_rate_and_speaks_at_a_quarter():
 
 @pytest.mark.parametrize("lengths", [[1, 2, 3], [5, 1, 17], [40, 0, 7, 1, 1]])
 @pytest.mark.parametrize("strides", [[2, 2], [1, 4]])
-@pytest.mark.parametrize("fire", [False, True])
-def test_utterances_shorter_than_the_kernel_equal_those_alone(lengths, strides, fire):
-    projector = small(strides=strides, ctc_vocab_size=5, ctc_compress=fire).eval()
+@pytest.mark.parametrize("ctc_compress", [False, True])
+def test_utterances_shorter_than_the_kernel_equal_those_alone(lengths, strides, ctc_compress):
+    projector = small(strides=strides, ctc_vocab_size=5, ctc_compress=ctc_compress).eval()
     frames = torch.randn(sum(lengths), 8)
     with torch.no_grad():
         together = projector(frames, torch.tensor(lengths), return_ctc=True)
@@ -150,7 +150,7 @@ def test_wrong_settings_are_named():
         ({"num_layers": []}, "num_layers"),
         ({"block_dims": []}, "block_dims"),
         ({"num_heads": 5}, "num_heads: 5 does not divide embed_dim 16"),
-        ({"num_heads": [16, 2]}, "num_heads: 16 heads of a block 16 wide.*even width"),
+        ({"num_heads": [16, 2]}, "num_heads: 16 heads of embed_dim 16 .*even width.*block_dims"),
         ({"ctc_block": 3}, "ctc_block: 3; give 1 to 2"),
         ({"ctc_vocab_size": 0}, "ctc_vocab_size: 0"),
         ({"num_out_layers": 0}, "num_out_layers: 0"),

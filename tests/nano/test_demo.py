@@ -44,14 +44,17 @@ def test_a_half_trained_stage_is_gone_on_with(tmp_path, monkeypatch):
     step = training_step("nano", "projector", "A")
     (tmp_path / "runs/nano/A/step_5").mkdir(parents=True)
     (tmp_path / "runs/nano/A/step_5/stage.json").touch()
-    assert not step.product.exists()
+    assert not step.is_done
     step.run()
     assert words[0][:5] == ("tune", "run", "projector", "--config", "nano/projector")
     assert "resume=true" in words[0]
     step.product.parent.mkdir(parents=True)
-    step.product.touch()
+    step.product.write_text('{"evaluation_due": true}')  # stopped at its last step
+    run_pipeline([step], tmp_path / "seconds.json")
+    assert len(words) == 2
+    step.product.write_text('{"evaluation_due": false}')
     run_pipeline([training_step("nano", "projector", "A")], tmp_path / "seconds.json")
-    assert len(words) == 1
+    assert len(words) == 2
 
 
 def test_a_failing_command_ends_the_demo_with_its_exit_code(capfd):

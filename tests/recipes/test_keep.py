@@ -1,7 +1,6 @@
 """Dropping pads in the tiny world: the command, stage C and generation on what it keeps."""
 
 import shutil
-import sys
 
 import pytest
 import soundfile
@@ -18,22 +17,6 @@ from torchtune_speech.features import FeatureStore, FeatureWriter, finalize_stor
 from torchtune_speech.files import read_json, read_jsonl
 from torchtune_speech.models import load_embedding_table
 from torchtune_speech.modules import nearest_tokens
-
-
-@pytest.fixture(scope="module")
-def run(recipe_module):
-    """A function that runs a recipe in this process; gives its exit code."""
-
-    def run(name, *words):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [name, *map(str, words)])
-            try:
-                recipe_module(name).recipe_main()
-            except SystemExit as exit_:
-                return exit_.code or 0
-        return 0
-
-    return run
 
 
 def keep(world, *words):

@@ -104,6 +104,20 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(mapped, run, capsys
         assert all(torch.equal(one[k], two[k]) for k in one)
 
 
+def test_stopped_at_its_last_step_a_run_is_evaluated_when_it_goes_on(mapped, run):
+    out = mapped / "stopped-last"
+    words = ["speechmapper", "--config", mapped / "speechmapper.yaml", f"output_dir={out}"]
+    assert run(*words, stop_after=6) == 143
+    stage, whole = (d / "step_6" / "stage.json" for d in (out, mapped / "M"))
+    assert read_json(stage)["evaluation_due"] and not read_json(stage)["metrics"]
+    assert not (out / "evaluations.jsonl").exists()
+    assert run(*words, "resume=true") == 0
+    one, two = (read_jsonl(d / "evaluations.jsonl") for d in (out, mapped / "M"))
+    assert one == two and len(one) == 1
+    assert read_json(stage)["metrics"] == read_json(whole)["metrics"] == one[0]["report"]
+    assert not read_json(stage)["evaluation_due"]
+
+
 def test_masks_reach_the_projector(mapped, run):
     out = mapped / "masked"
     words = [f"output_dir={out}", "max_steps=1", "eval_dataset=null"]

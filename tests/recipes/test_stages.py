@@ -184,6 +184,83 @@ def test_resume_needs_the_checkpoints_of_earlier_stages_no_more(noisy, run):
     assert len(losses(out)) == 7
 
 
+def evaluations(folder):
+    """Steps and scores; how long an example took differs from run to run."""
+    return [(row["step"], row["report"]) for row in read_jsonl(folder / "evaluations.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [("projector", "A"), ("lora_finetune_text", "B"), ("multimodal_fuse", "C")],
+)
+def test_stopped_at_its_last_step_a_run_is_evaluated_when_it_goes_on(stages, run, recipe, name):
+    out = stages / f"{name}-stopped-last"
+    words = [recipe, "--config", stages / f"{recipe}.yaml", f"output_dir={out}"]
+    assert run(*words, stop_after=6) == 143
+    stage, whole = (d / "step_6" / "stage.json" for d in (out, stages / name))
+    assert read_json(stage)["evaluation_due"] and not read_json(stage)["metrics"]
+    assert not (out / "evaluations.jsonl").exists()
+    assert run(*words, "resume=true") == 0
+    assert evaluations(out) == evaluations(stages / name)
+    assert read_json(stage)["metrics"] == read_json(whole)["metrics"]
+    assert not read_json(stage)["evaluation_due"] and not read_json(whole)["evaluation_due"]
+    assert near_weights(stages / name / "step_6", out / "step_6", atol=0)
+
+
+def test_the_evaluation_of_a_step_is_made_up_for_once(stages, run):
+    words = ["projector", "--config", stages / "projector.yaml", "eval_every_n_steps=2"]
+    whole, out = stages / "A-every-2", stages / "A-every-2-stopped"
+    assert run(*words, f"output_dir={whole}") == 0
+    words.append(f"output_dir={out}")
+    assert run(*words, stop_after=2) == 143
+    assert run(*words, "resume=true", stop_after=3) == 143
+    assert read_json(out / "step_2" / "stage.json")["metrics"] == evaluations(whole)[0][1]
+    assert not read_json(out / "step_3" / "stage.json")["evaluation_due"]
+    assert run(*words, "resume=true") == 0
+    assert [step for step, _ in evaluations(out)] == [2, 4, 6]
+    assert evaluations(out) == evaluations(whole) and losses(out) == losses(whole)
+
+
+def test_without_dev_data_no_evaluation_is_due(stages, run):
+    out = stages / "A-no-dev"
+    words = [f"output_dir={out}", "eval_dataset=null"]
+    assert run("projector", "--config", stages / "projector.yaml", *words, stop_after=6) == 143
+    assert not read_json(out / "step_6" / "stage.json")["evaluation_due"]
+
+
+def test_two_processes_make_up_for_an_evaluation(stages, run, tune_run):
+    out, words = stages / "C-stopped-last-two", ["--config", stages / "multimodal_fuse.yaml"]
+    words += [f"output_dir={out}", "eval_samples=2"]
+    assert run("multimodal_fuse", *words, stop_after=6) == 143
+    words += ["resume=true", "max_steps=7", "shard_llm=true"]
+    run_ok(tune_run, "--nproc_per_node", "2", "multimodal_fuse", *words, cwd=stages)
+    assert [step for step, _ in evaluations(out)] == [6, 7]
+    scores = [read_json(out / f"step_{n}" / "stage.json")["metrics"] for n in (6, 7)]
+    assert scores == [report for _, report in evaluations(out)] and len(losses(out)) == 7
+
+
+def test_a_resumed_run_trains_through_the_same_frozen_lora(stages, run, capsys):
+    lora = ["model._component_=torchtune_speech.models.lora_speech_llama3_1_from_hf"]
+    lora += ["model.lora_rank=8", "model.lora_alpha=16", "model.apply_lora_to_mlp=true"]
+    out = stages / "A-through-B"
+    words = ["projector", "--config", stages / "projector.yaml", f"output_dir={out}", *lora]
+    words += ["eval_dataset=null", "resume=true"]
+    assert run(*words, f"adapter_checkpoint={stages / 'B'}", stop_after=3) == 143
+    for other in ("null", stages / "C"):
+        capsys.readouterr()
+        assert run(*words, f"adapter_checkpoint={other}") == 1
+        assert "adapter_checkpoint was another LoRA or null; go on" in capsys.readouterr().err
+    shutil.copytree(stages / "B" / "step_6", stages / "B-moved")
+    assert run(*words, f"adapter_checkpoint={stages / 'B-moved'}") == 0
+    assert len(losses(out)) == 6
+    capsys.readouterr()
+    words = ["max_steps=7", "resume=true", f"adapter_checkpoint={stages / 'B'}"]
+    shutil.copytree(stages / "A", stages / "A-then-B")
+    words += ["--config", stages / "projector.yaml", f"output_dir={stages / 'A-then-B'}", *lora]
+    assert run("projector", *words) == 1
+    assert "adapter_checkpoint was another LoRA or null" in capsys.readouterr().err
+
+
 def test_another_number_of_processes_may_go_on(stages, run, tune_run):
     out, words = stages / "A-grown", ["--config", stages / "projector.yaml"]
     words.append(f"output_dir={out}")

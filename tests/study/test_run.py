@@ -72,6 +72,14 @@ def test_a_checkpoint_on_the_way_is_not_the_end(run):
     assert half.exists(), "it went on from there"
 
 
+def test_a_step_that_was_stopped_before_its_last_evaluation_is_gone_on_with(run):
+    run()
+    stage = Path("out/10/seed_0/C/step_10/stage.json")
+    stage.write_text(stage.read_text().replace('"metrics"', '"evaluation_due": true, "metrics"'))
+    assert run() == [("multimodal_fuse", "10/seed_0/C")]
+    assert run() == []
+
+
 def test_without_max_steps_the_end_of_the_command_counts(run):
     run()
     for file in Path("out").glob("**/stage.json"):

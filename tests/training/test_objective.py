@@ -416,6 +416,25 @@ def test_the_warm_up_does_not_depend_on_packing_and_leaves_the_llm_alone(world):
         assert ((gradient - results[0][1]).norm() / gradient.norm()).item() < 1e-5
 
 
+@pytest.mark.parametrize("embedding_weight", [0.0, 0.5])
+def test_in_the_warm_up_a_process_without_rows_changes_nothing(world, embedding_weight):
+    model, dataset = world
+    # The two longest utterances: the first has room for its labels.
+    rows = (tuple(i for i, s in enumerate(dataset.samples) if s.id in ("6-asr", "7-asr")),)
+    step = dataclasses.replace(first_step(dataset), rows=rows)
+    batch, empty = (StepBatches(dataset, rank=r, world_size=2)[step][0] for r in range(2))
+    assert len(batch["frame_lengths"]) == 2 and not len(empty["frame_lengths"])
+    results = []
+    for batches in ([batch], [batch, empty]):
+        model.zero_grad(set_to_none=True)
+        losses = ctc_forward_backward(model, batches, ONE, embedding_weight=embedding_weight)
+        grads = [p.grad for p in model.projector.parameters() if p.grad is not None]
+        results.append((losses.read().loss, torch.cat([g.flatten() for g in grads])))
+    (alone, gradient), (both, other) = results
+    assert both == pytest.approx(alone, rel=1e-6)
+    assert ((other - gradient).norm() / gradient.norm()).item() < 1e-6
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_alone(world, fused):
     model, dataset = world

@@ -81,6 +81,14 @@ def test_a_resumed_log_drops_the_steps_that_are_done_again(tmp_path):
     assert (tmp_path / "evaluations.jsonl").read_text() == ""
 
 
+def test_an_evaluation_that_is_repeated_takes_the_place_of_the_first(tmp_path):
+    with TrainingLog(tmp_path, max_steps=5) as log:
+        for step, wer in ((2, 0.75), (4, 0.5), (4, 0.25)):
+            log.evaluation(step, {"asr": {"wer": wer}}, [])
+    rows = read_jsonl(tmp_path / "evaluations.jsonl")
+    assert [(r["step"], r["report"]["asr"]["wer"]) for r in rows] == [(2, 0.75), (4, 0.25)]
+
+
 def test_line_separators_of_other_kinds_in_predictions_cut_no_line(tmp_path):
     examples = [{"task": "asr", "target_lang": "en", "target": "a\u2028b", "prediction": "c\x85d"}]
     for first in (0, 2):

@@ -80,8 +80,7 @@ class EncoderProjector(nn.Module):
         counts = {"in_dim": in_dim, "out_dim": out_dim, "embed_dim": embed_dim}
         counts |= {"stack": stack, "out_stack": out_stack, "ctc_vocab_size": ctc_vocab_size or 1}
         for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"projector.{name}: {value!r}; give a whole number of 1 or more")
+            check_count(name, value)
         if ctc_layer is not None and not 0 <= ctc_layer <= len(layers):
             raise InputError(f"projector.ctc_layer: {ctc_layer}; give 0 to {len(layers)}, or null")
         self.in_dim, self.out_dim = in_dim, out_dim
@@ -406,6 +405,20 @@ def check_packed(frames_td: Tensor, frame_lengths_u: Tensor, in_dim: int) -> Ten
     return lengths_u
 
 
+def check_count(name: str, value: int) -> None:
+    """Refuse a size of a projector that is none.
+
+    Args:
+        name: argument of the builder.
+        value: its value.
+
+    Raises:
+        InputError: if it is no whole number of 1 or more.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"projector.{name}: {value!r}; give a whole number of 1 or more")
+
+
 def head_count(embed_dim: int, num_heads: int | None) -> int:
     """As given; else the most heads that divide the width and are at least 64 wide.
 
@@ -429,6 +442,29 @@ def head_count(embed_dim: int, num_heads: int | None) -> int:
     return next(h for h in range(max(1, embed_dim // 64), 0, -1) if embed_dim % h == 0)
 
 
+def rotary_head_dim(embed_dim: int, num_heads: int, cure: str) -> int:
+    """Width of an attention head, for rotary positions.
+
+    Args:
+        embed_dim: width of the layers.
+        num_heads: attention heads, which divide it.
+        cure: what to do about an odd width.
+
+    Returns:
+        The width.
+
+    Raises:
+        InputError: if it is odd.
+    """
+    head_dim = embed_dim // num_heads
+    if head_dim % 2:
+        raise InputError(
+            f"projector.num_heads: {num_heads} heads of embed_dim {embed_dim} are {head_dim} wide, "
+            f"rotary positions need an even width; {cure}"
+        )
+    return head_dim
+
+
 def _position_arguments(
     positions: Positions, max_positions: int, embed_dim: int, num_heads: int
 ) -> dict[str, int]:
@@ -436,10 +472,5 @@ def _position_arguments(
         return {"max_positions": max_positions}
     if positions != "rotary":
         raise InputError(f"projector.positions: {positions!r}; use rotary or learned")
-    head_dim = embed_dim // num_heads
-    if head_dim % 2:
-        raise InputError(
-            f"projector.num_heads: {num_heads} heads of embed_dim {embed_dim} are {head_dim} wide, "
-            "rotary positions need an even width; change it, or set positions=learned"
-        )
-    return {"rotary_dim": head_dim}
+    cure = "change it, or set positions=learned"
+    return {"rotary_dim": rotary_head_dim(embed_dim, num_heads, cure)}

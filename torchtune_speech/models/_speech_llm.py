@@ -188,6 +188,8 @@ class SpeechLLM(nn.Module):
         vectors, ctc_logits = self._project(frames, frame_lengths, return_ctc=True)
         if not with_distance:
             return ctc_logits, None
+        if frame_lengths.numel() == 0:  # only the dummy frame was projected
+            return ctc_logits, 0.0 * vectors.float().sum()
         table = self.decoder.tok_embeddings.weight
         return ctc_logits, embedding_distance_sum(
             vectors, ctc_logits, table, blank_token=blank_token

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from torchtune_speech.errors import InputError
-from torchtune_speech.models._projectors import check_packed, head_count
+from torchtune_speech.models._projectors import (
+    check_count,
+    check_packed,
+    head_count,
+    rotary_head_dim,
+)
 from torchtune_speech.modules import (
     Activation,
     PackedConv1d,
@@ -322,7 +327,7 @@ def speechmapper_projector(
     counts = {"in_dim": in_dim, "out_dim": out_dim, "num_out_layers": num_out_layers}
     counts |= {"ctc_vocab_size": 1 if ctc_vocab_size is None else ctc_vocab_size}
     for name, value in counts.items():
-        _check_count(name, value)
+        check_count(name, value)
     if not isinstance(ctc_block, int) or not 1 <= ctc_block <= len(dims):
         raise InputError(f"projector.ctc_block: {ctc_block!r}; give 1 to {len(dims)}")
     kernels = _per_block("kernel_sizes", kernel_sizes, len(dims))
@@ -356,7 +361,7 @@ def speechmapper_projector(
             embed_dim=dims[block],
             out_dim=widths[block + 1],
             layers=[layer(block) for _ in range(depths[block])],
-            rotary_dim=_head_dim(dims[block], heads[block]),
+            rotary_dim=rotary_head_dim(dims[block], heads[block], "change num_heads or block_dims"),
             dropout=dropout,
         )
         for block in range(len(dims))
@@ -382,20 +387,5 @@ def _per_block(name: str, value: PerBlock, num_blocks: int) -> list[int]:
             f"{num_blocks} blocks of block_dims"
         )
     for number in values:
-        _check_count(name, number)
+        check_count(name, number)
     return values
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise InputError(f"projector.{name}: {value!r}; give a whole number of 1 or more")
-
-
-def _head_dim(embed_dim: int, num_heads: int) -> int:
-    head_dim = embed_dim // num_heads
-    if head_dim % 2:
-        raise InputError(
-            f"projector.num_heads: {num_heads} heads of a block {embed_dim} wide are {head_dim} "
-            "wide, rotary positions need an even width; change num_heads or block_dims"
-        )
-    return head_dim

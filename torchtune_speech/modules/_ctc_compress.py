@@ -41,7 +41,7 @@ def ctc_compress(
     lengths_u, slots_u = lengths_u.to("cpu", torch.long), slots_u.to("cpu", torch.long)
     num_slots, device = int(slots_u.sum()), frames_td.device
     if not num_slots:
-        return frames_td.new_zeros(0, frames_td.shape[1])
+        return frames_td[:0]  # not new zeros: those would be cut from the graph
     symbol_t, number_t = _best_path(ctc_logits_tv, lengths_u, blank)
     first_t = copy_to_device((slots_u.cumsum(0) - slots_u).repeat_interleave(lengths_u), device)
     room_t = copy_to_device(slots_u.repeat_interleave(lengths_u), device)

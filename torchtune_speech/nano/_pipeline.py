@@ -27,6 +27,13 @@ class PipelineStep:
     product: Path
     run: Callable[[], object]
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its product is there; of a training recipe, the last evaluation, too."""
+        if self.product.name == "stage.json" and self.product.is_file():
+            return not read_json(self.product).get("evaluation_due")
+        return self.product.exists()
+
 
 def run_pipeline(steps: Sequence[PipelineStep], times: Path) -> dict[str, float]:
     """Run the steps that are not done yet.
@@ -41,7 +48,7 @@ def run_pipeline(steps: Sequence[PipelineStep], times: Path) -> dict[str, float]
     """
     seconds = read_json(times) if times.is_file() else {}
     for step in steps:
-        if step.product.exists():
+        if step.is_done:
             continue
         print(f"\n== {step.name}", flush=True)
         # A step that goes on after a stop took its earlier time, too.

@@ -150,7 +150,7 @@ def is_done(step: StudyStep) -> bool:
     if not step.is_training:
         return (step.folder / _WRITES[step.recipe][1]).is_file()
     stage = last_stage(step)
-    if stage is None:
+    if stage is None or stage.get("evaluation_due"):  # stopped at its last step
         return False
     max_steps = stage["config"].get("max_steps")
     # By epochs only the recipe knows how many steps there are.

@@ -32,6 +32,7 @@ from torchtune_speech.training._checkpoint import (
     lora_settings,
     read_stage,
     save_checkpoint,
+    save_evaluation,
     stage_info,
 )
 from torchtune_speech.training._compile import compile_layers, compiled_graphs
@@ -54,10 +55,7 @@ from torchtune_speech.training._embedding_objective import (
     embedding_loss_sums,
 )
 from torchtune_speech.training._evaluate import evaluate
-from torchtune_speech.training._evaluate_embeddings import (
-    evaluate_embeddings,
-    transcript_normalizer,
-)
+from torchtune_speech.training._evaluate_embeddings import evaluate_embeddings
 from torchtune_speech.training._keep import KeepReport, keep_non_pads
 from torchtune_speech.training._loader import build_plan, resolve_max_steps, step_loader
 from torchtune_speech.training._log import TrainingLog, flat_scores
@@ -106,6 +104,7 @@ from torchtune_speech.training._run import (
     update,
     warn_if_incoherent,
 )
+from torchtune_speech.training._transcript_normalizer import transcript_normalizer
 
 __all__ = [
     "EmbeddingLoss",
@@ -182,6 +181,7 @@ __all__ = [
     "resolve_max_steps",
     "resume_point",
     "save_checkpoint",
+    "save_evaluation",
     "seed_step",
     "set_learning_rates",
     "stage_info",

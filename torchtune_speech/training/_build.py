@@ -29,8 +29,7 @@ from torchtune_speech.models import (
     read_adapter_config,
 )
 from torchtune_speech.training._checkpoint import (
-    find_checkpoint,
-    is_peft_folder,
+    find_adapter,
     load_trained,
     lora_settings,
 )
@@ -225,8 +224,7 @@ def _trained_lora(
     loaded = load_trained(adapter=checkpoint, llm_dir=llm_dir)
     if not get_adapter_params(model.decoder):
         raise InputError(f"{checkpoint}: holds LoRA, but the model has none; use a lora_ builder")
-    folder = checkpoint if is_peft_folder(checkpoint) else find_checkpoint(checkpoint)
-    theirs, ours = read_adapter_config(folder), lora_settings(model)
+    theirs, ours = read_adapter_config(find_adapter(checkpoint)), lora_settings(model)
     for field, name in (("r", "rank"), ("lora_alpha", "alpha")):
         if theirs[field] != ours[name]:
             raise InputError(

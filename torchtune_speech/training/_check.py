@@ -18,7 +18,7 @@ from torchtune_speech.features import check_fingerprint
 from torchtune_speech.models import check_quantize, read_hf_config
 from torchtune_speech.training._checkpoint import is_peft_folder, projector_digest, read_stage
 from torchtune_speech.training._embedding_objective import PARTS, EmbeddingLoss
-from torchtune_speech.training._evaluate_embeddings import transcript_normalizer
+from torchtune_speech.training._transcript_normalizer import transcript_normalizer
 
 _COUNTS = (
     "rows_per_step",
@@ -558,6 +558,10 @@ def check_resume(
         raise InputError(
             f"{path}: resume=true, but the samples had other lengths in tokens (another "
             f"tokenizer, prompt templates, frame average or projector); {cure}"
+        )
+    if stage["fingerprints"].get("adapter", found["adapter"]) != found["adapter"]:
+        raise InputError(
+            f"{path}: resume=true, but adapter_checkpoint was another LoRA or null; {cure}"
         )
     if stage["step"] > max_steps:
         raise InputError(

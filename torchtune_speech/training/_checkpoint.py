@@ -173,6 +173,7 @@ def stage_info(
     config: Mapping[str, Any],
     fingerprints: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    evaluation_due: bool = False,
 ) -> dict[str, Any]:
     """What ``stage.json`` tells of a run.
 
@@ -181,6 +182,8 @@ def stage_info(
         config: its resolved configuration.
         fingerprints: of the feature store, the data and the LLM.
         metrics: last evaluation.
+        evaluation_due: whether this step is still to be evaluated, since a signal ended the run:
+            whoever sent it does not wait. Default False.
 
     Returns:
         JSON data.
@@ -192,7 +195,25 @@ def stage_info(
         "versions": {name: version(name) for name in packages},
         "fingerprints": fingerprints,
         "metrics": metrics,
+        "evaluation_due": evaluation_due,
     }
+
+
+def save_evaluation(
+    output_dir: str | Path, step: int, metrics: Mapping[str, Any], process: Process
+) -> None:
+    """Tell of an evaluation in a checkpoint that was saved before it; all else stays as it is.
+
+    Args:
+        output_dir: folder of the run.
+        step: steps done.
+        metrics: the evaluation.
+        process: this process; all take part, the main one writes.
+    """
+    process.barrier()  # all have read that it was due
+    if process.is_main:
+        file = Path(output_dir) / f"step_{step}" / "stage.json"
+        write_json(file, read_json(file) | {"metrics": metrics, "evaluation_due": False})
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -251,6 +272,21 @@ def is_peft_folder(path: str | Path) -> bool:
     return (path / "adapter_config.json").is_file() and not (path / "stage.json").is_file()
 
 
+def find_adapter(path: str | Path) -> Path:
+    """The folder that a LoRA adapter lies in.
+
+    Args:
+        path: a PEFT folder, or see :func:`find_checkpoint`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    return Path(path) if is_peft_folder(path) else find_checkpoint(path)
+
+
 def read_stage(path: str | Path) -> dict[str, Any]:
     """``stage.json`` of a checkpoint.
 
@@ -272,7 +308,25 @@ def projector_digest(path: str | Path) -> str:
     Returns:
         SHA-256 of the file with its weights, as hexadecimal digits.
     """
-    with open(find_checkpoint(path) / "projector.safetensors", "rb") as file:
+    return _file_digest(find_checkpoint(path) / "projector.safetensors")
+
+
+def adapter_digest(path: str | Path) -> str | None:
+    """What tells the LoRA of an adapter from any other.
+
+    Args:
+        path: see :func:`find_adapter`.
+
+    Returns:
+        SHA-256 of the file with its weights, as hexadecimal digits; None without that file, of
+        which :func:`load_trained` tells.
+    """
+    file = find_adapter(path) / "adapter_model.safetensors"
+    return _file_digest(file) if file.is_file() else None
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -302,8 +356,7 @@ def load_trained(
             )
         weights |= {f"projector.{name}": t for name, t in read_safetensors(file).items()}
     if adapter is not None:
-        folder = Path(adapter) if is_peft_folder(adapter) else find_checkpoint(adapter)
-        weights |= load_peft_adapter(folder, llm_dir)
+        weights |= load_peft_adapter(find_adapter(adapter), llm_dir)
     return weights
 
 

@@ -37,7 +37,6 @@ from torchtune_speech.training._embedding_objective import (
     EmbeddingLoss,
     embedding_loss_sums,
 )
-from torchtune_speech.training._evaluate_embeddings import transcript_normalizer
 from torchtune_speech.training._loader import resolve_max_steps
 from torchtune_speech.training._memory import (
     ACTIVATIONS,
@@ -51,6 +50,7 @@ from torchtune_speech.training._memory import (
 )
 from torchtune_speech.training._optim import check_learning_rates, trainable_groups
 from torchtune_speech.training._process import compute_dtype
+from torchtune_speech.training._transcript_normalizer import transcript_normalizer
 
 _SECONDS = (2, 35)  # of an utterance of LibriSpeech
 _SAMPLE_S = 10

@@ -1,7 +1,6 @@
 """What a projector has learnt without the LLM: which tokens its speech vectors are nearest to."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchtune_speech.data import TranscriptDataset, collate_transcripts, spread
-from torchtune_speech.evaluation import normalizer, wer
+from torchtune_speech.evaluation import wer
 from torchtune_speech.models import ProjectorWithTable
 from torchtune_speech.modules import ctc_greedy, nearest_tokens
 from torchtune_speech.training._objective import autocast, to_device
@@ -116,23 +115,3 @@ def _transcribe(
         labels = ctc_greedy(ctc_logits, model.projector.ctc_length(lengths_u))
         ctc_texts = [dataset.ctc.decode(x) for x in labels]
     return texts, ctc_texts, torch.stack([s.double().cpu() for s in sums])
-
-
-def transcript_normalizer(name: str) -> Callable[[str, str], str]:
-    """What is left of a transcript to be learnt.
-
-    Args:
-        name: of a normaliser, see :func:`torchtune_speech.evaluation.normalizer`.
-
-    Returns:
-        ``(text, language) -> text``; it can be pickled.
-
-    Raises:
-        InputError: if the name is unknown.
-    """
-    normalizer(name)
-    return partial(_normalized, name)
-
-
-def _normalized(name: str, text: str, lang: str) -> str:
-    return normalizer(name, lang)(text)

@@ -85,6 +85,8 @@ class TrainingLog:
         """
         if not self._enabled:
             return
+        # Not twice, where an earlier attempt was killed right after it.
+        _keep_steps(self._dir / EVALUATIONS_FILE, step - 1)
         with open(self._dir / EVALUATIONS_FILE, "a", encoding="utf-8") as file:
             row = {"step": step, "report": report, "examples": list(examples)}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -101,8 +101,10 @@ def forward_backward(
     gradient at None. The host does not wait for the device.
 
     The NMSE is one mean over all speech vectors, words and pads alike, since the LLM reads them
-    alike. In stage 1 words and pads are two means of equal weight; with about as many pads as words
-    this one mean is nearly the same, and it has no weights of its own beside sigma.
+    alike. Stage 1 of version 1 has two means of equal weight, one over the words with the first pad
+    behind them, one over the later pads; with about as many of these as of those, this one mean is
+    nearly the same. Version 2's parts are single means over all positions, in which a pad may count
+    less. Here there is no weight beside sigma.
 
     Args:
         model: the model; its gradients are added to.

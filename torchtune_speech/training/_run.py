@@ -18,6 +18,7 @@ from torchtune_speech.data import Plan, SpeechDataset, Step, TranscriptDataset, 
 from torchtune_speech.errors import InputError
 from torchtune_speech.models import embedding_digest, read_hf_config
 from torchtune_speech.training._checkpoint import (
+    adapter_digest,
     find_checkpoint,
     list_checkpoints,
     read_stage,
@@ -292,6 +293,7 @@ def fingerprints(
     llm_dir: str | Path,
     *,
     table_only: bool = False,
+    frozen_adapter: str | Path | None = None,
 ) -> dict[str, Any]:
     """What a run was trained on.
 
@@ -301,10 +303,12 @@ def fingerprints(
         llm_dir: folder of the LLM.
         table_only: of the LLM only its embedding table matters, and nothing else is read: the
             checkpoint then fits every LLM with this table, one with merged LoRA too.
+        frozen_adapter: LoRA that is trained through. Default None: none is, or it is trained.
 
     Returns:
         Fingerprints of the data, of the lengths it is packed by, of the feature store (None
-        without), of what decided which speech vectors are kept (None for all) and of the LLM.
+        without), of what decided which speech vectors are kept (None for all), of the LLM and of
+        its frozen LoRA (None without).
     """
     lengths = (np.asarray(n, dtype="<i8") for n in (dataset.lengths, plan.twin_lengths))
     return {
@@ -313,6 +317,7 @@ def fingerprints(
         "store": dict(dataset.store.fingerprint) if dataset.store is not None else None,
         "kept": kept_fingerprint(dataset),
         "llm": (table_fingerprint if table_only else llm_fingerprint)(llm_dir),
+        "adapter": None if frozen_adapter is None else adapter_digest(frozen_adapter),
     }
 
 
