@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchtune_speech import config
-from torchtune_speech.data import chat_format, resolve_token, write_kept
+from torchtune_speech.data import chat_format, resolve_token, text_rows, write_kept
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
 from torchtune_speech.models import ProjectorWithTable
@@ -88,20 +88,28 @@ def keep_non_pads(
         projector_checkpoint=folder,
         process=process,
     ).eval()
-    pad_token = resolve_token(cfg.pad_token, chat_format(config.instantiate(cfg.tokenizer)))
+    chat = chat_format(config.instantiate(cfg.tokenizer))
+    pad_token, is_text_v = resolve_token(cfg.pad_token, chat), text_rows(chat, len(model.table))
     kept: dict[str, tuple[int, Any]] = dict.fromkeys(store)  # in the order of the store
     only_pads = 0
     with tqdm(total=len(store), desc="keep", unit="utterance") as bar:
         for keys in _batches(store, max_frames):
-            lengths_u, positions, only_pads_u = _kept(model, store, keys, pad_token, process)
+            lengths_u, positions, only_pads_u = _kept(
+                model, [store[key] for key in keys], pad_token, is_text_v, process
+            )
             kept.update(zip(keys, zip(lengths_u, positions, strict=True), strict=True))
             only_pads += int(only_pads_u.sum())
             bar.update(len(keys))
     write_kept(
         output,
         kept,
-        fingerprint={"projector": projector_digest(folder), "pad_token": pad_token},
+        fingerprint={
+            "projector": projector_digest(folder),
+            "pad_token": pad_token,
+            "pads": "all but text",
+        },
         store_fingerprint=store.fingerprint,
+        checksums={key: store.checksum(key) for key in kept},
     )
     return KeepReport(
         utterances=len(kept),
@@ -129,16 +137,15 @@ def _batches(store: FeatureStore, max_frames: int) -> Iterator[list[str]]:
 @torch.no_grad()
 def _kept(
     model: ProjectorWithTable,
-    store: FeatureStore,
-    keys: Sequence[str],
+    frames: Sequence[Tensor],
     pad_token: int,
+    is_text_v: Tensor,
     process: Process,
 ) -> tuple[list[int], list[Any], Tensor]:
     """Of each utterance its vectors and the positions kept; and which were pads alone."""
-    frames = [store[key] for key in keys]
     frame_lengths = torch.tensor([len(f) for f in frames])
     vectors_nd = model.projector(torch.cat(frames).float().to(process.device), frame_lengths)
     lengths_u = model.projector.output_length(frame_lengths)
-    keep_n, only_pads_u = non_pads(vectors_nd, lengths_u, model.table, pad_token)
+    keep_n, only_pads_u = non_pads(vectors_nd, lengths_u, model.table, pad_token, is_text_v)
     parts = keep_n.split(lengths_u.tolist())
     return lengths_u.tolist(), [part.nonzero()[:, 0].numpy() for part in parts], only_pads_u
