@@ -33,6 +33,7 @@ from torchtune_speech.data import (
     data_fingerprint,
     mcif_task,
     spread,
+    text_rows,
     write_mcif_output,
 )
 from torchtune_speech.encoders import load_audio, silence_windows
@@ -150,6 +151,8 @@ class SpeechGenerateRecipe:
             )
         if adapter_from:
             training.check_checkpoint_fits(adapter_from, found, store=False)
+        if cfg.nearest_tokens:
+            pad_token = self._pad_token(projector_from, found)
         self.model = training.build_speech_llm(
             cfg.model,
             llm_dir=cfg.llm_dir,
@@ -161,9 +164,26 @@ class SpeechGenerateRecipe:
             quantize=cfg.quantize,
             shard=cfg.shard_llm,
         )
-        if cfg.nearest_tokens and projector is not None:
+        if cfg.nearest_tokens:
             embedding = self.model.decoder.tok_embeddings
-            self.model.projector = NearestEmbeddings(self.model.projector, embedding)
+            is_text = text_rows(self.chat, embedding.num_embeddings)
+            self.model.projector = NearestEmbeddings(
+                self.model.projector, embedding, pad_token, is_text
+            )
+
+    def _pad_token(self, projector_from: str | None, found: dict[str, Any]) -> int:
+        """The token that the projector was taught to say behind a transcript."""
+        if found["store"] is None:
+            raise InputError(
+                "nearest_tokens: true, but there is no speech to round; set nearest_tokens=false"
+            )
+        stage_1 = training.stage_1_fingerprint(projector_from, self.chat).get("stage_1")
+        if stage_1 is None and found["kept"] is None:
+            raise InputError(
+                f"nearest_tokens: {projector_from} tells of no stage 1 of SpeechMapper, in which a "
+                "projector learns tokens; set nearest_tokens=false"
+            )
+        return (stage_1 or found["kept"])["pad_token"]
 
     def _check_kept(self, projector_from: str, kept: dict[str, Any] | None) -> None:
         """Refuse pads where the projector was trained without; an audio file has them."""

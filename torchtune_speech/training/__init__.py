@@ -9,6 +9,7 @@ from torchtune_speech.training._build import (
 )
 from torchtune_speech.training._check import (
     check_checkpoint_fits,
+    check_ctc_compress,
     check_embedding_loss,
     check_embedding_target,
     check_frame_width,
@@ -19,6 +20,7 @@ from torchtune_speech.training._check import (
     check_resume,
     check_same_kept,
     check_settings,
+    check_stage_1,
     check_text_only,
     target_settings,
 )
@@ -32,6 +34,7 @@ from torchtune_speech.training._checkpoint import (
     lora_settings,
     read_stage,
     save_checkpoint,
+    stage_1_fingerprint,
     stage_info,
 )
 from torchtune_speech.training._compile import compile_layers, compiled_graphs
@@ -126,6 +129,7 @@ __all__ = [
     "build_projector_with_table",
     "build_speech_llm",
     "check_checkpoint_fits",
+    "check_ctc_compress",
     "check_embedding_loss",
     "check_embedding_target",
     "check_frame_width",
@@ -137,6 +141,7 @@ __all__ = [
     "check_resume",
     "check_same_kept",
     "check_settings",
+    "check_stage_1",
     "check_space",
     "check_text_only",
     "clip_gradients",
@@ -184,6 +189,7 @@ __all__ = [
     "save_checkpoint",
     "seed_step",
     "set_learning_rates",
+    "stage_1_fingerprint",
     "stage_info",
     "start_process",
     "step_loader",
