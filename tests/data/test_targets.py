@@ -13,6 +13,7 @@ from torchtune_speech.data._plan import Step
 from torchtune_speech.datasets import speech_dataset, transcript_dataset
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
+from torchtune_speech.training import transcript_normalizer
 
 PAD = "<|reserved_special_token_1|>"
 
@@ -23,6 +24,10 @@ def world(tmp_path_factory):
     make_llm(folder / "llm")
     make_data(folder / "data")
     return folder
+
+
+def all_of_it(text, lang):
+    return text
 
 
 def lower(text, lang):
@@ -39,6 +44,19 @@ def make_dataset(world, manifest=None, **changes):
     }
     manifest = str(manifest or world / "data" / "manifest.jsonl")
     return speech_dataset(manifest, tokenizer=make_tokenizer(world / "llm"), **options | changes)
+
+
+def make_transcripts(world, **changes):
+    """The same rows for a projector without the LLM."""
+    return transcript_dataset(
+        str(world / "data" / "manifest.jsonl"),
+        tokenizer=make_tokenizer(world / "llm"),
+        features=str(world / "data" / "features"),
+        pad_token=PAD,
+        output_length=lambda frames: 2 * frames,
+        max_frames=60,
+        **changes,
+    )
 
 
 def test_targets_are_the_tokens_and_then_pads():
@@ -74,17 +92,24 @@ def test_rows_of_text_are_those_that_texts_are_made_of(tmp_path, family):
     assert is_text.nonzero()[:, 0].tolist() == [i for i, t in enumerate(chat.token_texts) if t]
 
 
+@pytest.mark.parametrize("ctc", ["characters", "tokens"])
+def test_labels_are_those_of_the_transcript_dataset(world, ctc):
+    """With targets, and without them: at sigma 0, and in stage C."""
+    normalize = transcript_normalizer("basic")
+    of_mapper = make_transcripts(world, normalize=normalize, ctc=ctc)
+    expected = {s.id: of_mapper.item(i)["ctc"] for i, s in enumerate(of_mapper.samples)}
+    for pad_token in (PAD, None):
+        options = {"ctc": ctc, "tasks": ["asr"], "pad_token": pad_token}
+        data, raw = (make_dataset(world, normalize=n, **options) for n in (normalize, all_of_it))
+        labels = {s.id: data.item(i)["ctc"] for i, s in enumerate(data.samples)}
+        assert labels == {key: [of_cut] for key, of_cut in expected.items()}
+        if ctc == "tokens":  # characters are folded anyway
+            assert raw.item(0)["ctc"] != data.item(0)["ctc"]
+            assert raw.ctc.decode(raw.item(0)["ctc"][0]) == SENTENCES[0]
+
+
 def test_targets_are_those_of_the_transcript_dataset(world):
-    data = make_dataset(world)
-    mapper = transcript_dataset(
-        str(world / "data" / "manifest.jsonl"),
-        tokenizer=make_tokenizer(world / "llm"),
-        features=str(world / "data" / "features"),
-        pad_token=PAD,
-        output_length=lambda frames: 2 * frames,
-        normalize=lower,
-        max_frames=60,
-    )
+    data, mapper = make_dataset(world), make_transcripts(world, normalize=lower)
     of_asr = {mapper.samples[i].id: mapper.item(i)["target_tokens"] for i in range(len(mapper))}
     assert len(of_asr) == len(SENTENCES)
     for i, sample in enumerate(data.samples):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_world import make_llm, write_config
+from tiny_world import make_chat, make_llm, write_config
 
 from torchtune_speech.cli import main
 from torchtune_speech.data import read_mcif_output
-from torchtune_speech.files import read_jsonl
+from torchtune_speech.files import read_json, read_jsonl, write_json
 from torchtune_speech.modules import nearest_tokens
 
 INSTRUCTION = "Say what you hear, and nothing else."
@@ -133,6 +133,14 @@ def test_the_llm_may_read_the_nearest_tokens(world, run_recipe, recipe_module, m
     monkeypatch.setattr(recipe, "predict", look)
     words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160"]
     words += [f"projector_checkpoint={world / 'A'}", f"output={world / 'out.jsonl'}"]
+    code, _, err = run_recipe("speech_generate", *words, "nearest_tokens=true")
+    assert code == 1 and "/A tells of no stage 1 of SpeechMapper" in err
+    chat = make_chat(world / "llm")
+    pad = chat.special_tokens["<|reserved_special_token_1|>"]
+    stage_1 = {"projector": "of M", "pad_token": pad, "normalizer": "none"}
+    stage = read_json(world / "A" / "step_2" / "stage.json")
+    stage["fingerprints"]["stage_1"] = stage_1
+    write_json(world / "A" / "step_2" / "stage.json", stage)
     for nearest in (False, True):
         argv = ["speech_generate", *map(str, words), f"nearest_tokens={nearest}"]
         monkeypatch.setattr("sys.argv", argv)
@@ -140,7 +148,9 @@ def test_the_llm_may_read_the_nearest_tokens(world, run_recipe, recipe_module, m
             recipe.recipe_main()
         assert not end.value.code
     (vectors, _), (rounded, table) = read
-    assert torch.equal(rounded, table[nearest_tokens(vectors, table)])
+    nearest = nearest_tokens(vectors, table).tolist()
+    expected = [pad if token in chat.special_ids else token for token in nearest]
+    assert torch.equal(rounded, table[expected])
     assert not torch.equal(rounded, vectors)
     code, _, err = run_recipe("speech_generate", *words, "nearest_tokens=true", "shard_llm=true")
     assert code == 1 and "error: nearest_tokens: needs the whole embedding table" in err

@@ -598,14 +598,14 @@ def check_resume(
     stage, now = read_stage(path), OmegaConf.to_container(cfg, resolve=True)
     then = stage["config"]
     cure = "go on with what the run began with, or start a new one in another output_dir"
-    if stage["fingerprints"]["data"] != found["data"]:
-        raise InputError(f"{path}: resume=true, but the data of the run was another; {cure}")
     for key in (*_PLAN_KEYS, *_TAUGHT_KEYS):
         if then.get(key) != now.get(key):
             raise InputError(
                 f"{path}: resume=true, but {key} was {then.get(key)!r} and is {now.get(key)!r}; "
                 f"{cure}"
             )
+    if stage["fingerprints"]["data"] != found["data"]:
+        raise InputError(f"{path}: resume=true, but the data of the run was another; {cure}")
     if stage["fingerprints"].get("lengths", found["lengths"]) != found["lengths"]:
         raise InputError(
             f"{path}: resume=true, but the samples had other lengths in tokens (another "
