@@ -252,4 +252,9 @@ def test_wrong_input_is_one_line(fused, run, capsys):
     assert "this run gives the LLM all speech vectors" in error()
     words = ["dataset=null", f"audio={fused / 'a.wav'}", "instruction=Transcribe."]
     assert run("speech_generate", "--config", file, *words, "projector.in_dim=160") == 1
-    assert "was trained with pads dropped, for which a feature store is needed" in error()
+    assert "was trained with pads dropped; give the stage-1 run that decided" in error()
+    words = [*words, "projector.in_dim=160", f"keep_checkpoint={fused / 'M'}"]
+    assert run("speech_generate", "--config", file, *words) == 1  # of noise, not of a filter bank
+    assert "fingerprint does not fit: encoder" in error()
+    assert run("speech_generate", "--config", file, f"keep_checkpoint={fused / 'M'}") == 1
+    assert "keep_checkpoint: drops the pads of audio=...; for a data set" in error()

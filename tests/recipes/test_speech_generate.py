@@ -59,6 +59,36 @@ def test_one_file_is_answered_as_in_a_data_set(world, run_recipe):
         assert out == f"{prediction}\n"
 
 
+def test_a_file_may_be_read_without_its_pads(world, run_recipe):
+    """As a data set on what `torchtune-speech keep` keeps, whole and in windows."""
+    mapper = write_config(world, "speechmapper", output_dir=str(world / "M"), eval_dataset=None)
+    words = ["--config", mapper, "max_steps=1", "projector.in_dim=160"]
+    assert run_recipe("speechmapper", *words)[0] == 0
+    kept = world / "kept.parquet"
+    words = ["--checkpoint", world / "M", "--features", world / "data" / "features"]
+    assert main(["keep", *map(str, words), "--output", str(kept)]) == 0
+    words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160"]
+    words += [f"projector_checkpoint={world / 'M'}", "max_new_tokens=12"]
+    answers = {}
+    for name, more in (("all", []), ("kept", [f"dataset.kept={kept}"])):
+        output = world / f"{name}.jsonl"
+        code, _, err = run_recipe("speech_generate", *words, f"output={output}", *more)
+        assert code == 0, err
+        answers[name] = [row["prediction"] for row in read_jsonl(output)]
+    assert answers["all"] != answers["kept"]
+    words += ["dataset=null", f"instruction={INSTRUCTION}", f"keep_checkpoint={world / 'M'}"]
+    for i, prediction in enumerate(answers["kept"]):
+        audio = f"audio={world / 'data' / f'{i}.wav'}"
+        code, out, err = run_recipe("speech_generate", *words, audio)
+        assert code == 0, err
+        assert out == f"{prediction}\n"
+    for long_answer in ("join", "whole"):
+        windows = ["window_s=0.4", f"long_answer={long_answer}"]
+        assert run_recipe("speech_generate", *words, audio, *windows)[0] == 0
+    code, _, err = run_recipe("speech_generate", *words, audio, f"keep_checkpoint={world / 'A'}")
+    assert code == 1 and "written by recipe projector, whose projector need not know" in err
+
+
 def test_a_file_shorter_than_a_frame_is_answered(world, run_recipe):
     soundfile.write(world / "short.wav", np.zeros(10), 16000)
     words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160", "dataset=null"]

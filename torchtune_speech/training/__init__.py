@@ -61,7 +61,7 @@ from torchtune_speech.training._evaluate_embeddings import (
     evaluate_embeddings,
     transcript_normalizer,
 )
-from torchtune_speech.training._keep import KeepReport, keep_non_pads
+from torchtune_speech.training._keep import KeepReport, NonPads, keep_non_pads
 from torchtune_speech.training._loader import build_plan, resolve_max_steps, step_loader
 from torchtune_speech.training._log import TrainingLog, flat_scores
 from torchtune_speech.training._memory import (
@@ -115,6 +115,7 @@ __all__ = [
     "EmbeddingStepLoss",
     "EmbeddingSums",
     "KeepReport",
+    "NonPads",
     "Process",
     "StepLoss",
     "StepMemory",
