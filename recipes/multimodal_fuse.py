@@ -33,6 +33,7 @@ KEYS = {
     "mixture": "weights of tasks, domains and languages; null for a shuffled pass over all samples",
     "paired": "follow each speech step by a step with its text twins",
     "spec_augment": "masks over time and bins, arguments of spec_augment; null for none",
+    "normalizer": "what of a transcript CTC is of: basic, whisper, mms; none or null for all",
     "ctc_weight": "weight of the projector's auxiliary CTC loss; 0 for none",
     "max_seq_len": "length of a packed row, and longest sample, in tokens",
     "rows_per_step": "rows of one optimizer step, over all processes",
@@ -87,11 +88,13 @@ class MultimodalFuseRecipe:
             "max_seq_len": cfg.max_seq_len,
             "output_length": projector.output_length,
         }
-        self.dataset = config.instantiate(cfg.dataset, **data)
+        targets = training.target_settings(sigma=0, pad_token=None, normalizer=cfg.normalizer)
+        self.dataset = config.instantiate(cfg.dataset, **data, **targets)
         self.eval_dataset = (
             config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
         )
         training.check_projector(projector, self.dataset, needs_ctc=cfg.ctc_weight > 0)
+        training.check_ctc_compress(projector, cfg.ctc_weight, "ctc_weight")
         if self.eval_dataset is not None:
             training.check_projector(projector, self.eval_dataset, key="eval_dataset")
             training.check_same_kept(self.dataset, self.eval_dataset)
@@ -117,6 +120,8 @@ class MultimodalFuseRecipe:
             projector_from, self.fingerprints, store=True, projector=cfg.projector
         )
         training.check_kept(projector_from, self.fingerprints["kept"])
+        training.check_stage_1(cfg, self.dataset, projector_from)
+        self.fingerprints |= training.stage_1_fingerprint(projector_from, self.dataset.chat)
         training.check_checkpoint_fits(adapter_from, self.fingerprints, store=False)
         self.model = training.build_speech_llm(
             cfg.model,

@@ -38,7 +38,8 @@ KEYS = {
     "sigma": "weight of the normalised squared error to the words' embeddings, 0 to 1; "
     "cross-entropy has the rest; 0 for none",
     "pad_token": "what fills up a transcript: id or name of a token no text holds; or null",
-    "normalizer": "with pad_token: what of a transcript counts: basic, whisper, mms, or none (all)",
+    "normalizer": "what of a transcript pad_token's targets and CTC are of: basic, whisper, mms; "
+    "none or null: all",
     "ctc_weight": "weight of the projector's auxiliary CTC loss; 0 for none",
     "ctc_only_steps": "first steps, a warm-up on the CTC loss without running the LLM",
     "embedding_weight": "in the warm-up, weight of the distance to the embeddings CTC hears; or 0",
@@ -110,6 +111,7 @@ class ProjectorRecipe:
             needs_ctc=cfg.ctc_weight > 0 or only_ctc,
             only_speech=True,
         )
+        training.check_ctc_compress(projector, cfg.ctc_weight, "ctc_weight")
         if self.dataset.targets is not None:
             training.check_pad_token(cfg.pad_token, self.dataset.targets.pad_token, cfg.llm_dir)
         if cfg.sigma > 0:
@@ -143,6 +145,8 @@ class ProjectorRecipe:
             projector_from, self.fingerprints, store=True, projector=cfg.projector
         )
         training.check_kept(projector_from, self.fingerprints["kept"])
+        training.check_stage_1(cfg, self.dataset, projector_from)
+        self.fingerprints |= training.stage_1_fingerprint(projector_from, self.dataset.chat)
         training.check_checkpoint_fits(cfg.adapter_checkpoint, self.fingerprints, store=False)
         self.model = training.build_speech_llm(
             cfg.model,

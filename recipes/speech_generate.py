@@ -33,6 +33,7 @@ from torchtune_speech.data import (
     data_fingerprint,
     mcif_task,
     spread,
+    text_rows,
     write_mcif_output,
 )
 from torchtune_speech.encoders import load_audio, silence_windows
@@ -64,6 +65,7 @@ KEYS = {
     "instruction": "what to do with that file",
     "encoder": "component: encoder for audio=...; the one the projector was trained on",
     "frame_average": "frames averaged for audio=..., as in the feature store",
+    "keep_checkpoint": "stage 1 that drops the pads of audio=..., as keep does; null: all are read",
     "window_s": "audio=... longer than this is heard in windows, cut where it is quiet",
     "long_answer": "of those: join the windows' texts, whole (one answer), or auto: by instruction",
     "templates": "prompt set whose wrapping goes around audio and instruction",
@@ -126,8 +128,19 @@ class SpeechGenerateRecipe:
             )
         if (cfg.audio is None) == (cfg.dataset is None):
             raise InputError("dataset, audio: give one of the two, and set the other to null")
+        if cfg.keep_checkpoint is not None and cfg.audio is None:
+            raise InputError(
+                "keep_checkpoint: drops the pads of audio=...; for a data set run torchtune-speech "
+                "keep, give its file as dataset.kept, and set keep_checkpoint=null"
+            )
+        self.keep: training.NonPads | None = None
         if cfg.audio is not None:
             found["store"] = self._read_audio(projector)
+            if cfg.keep_checkpoint is not None:
+                self.keep = training.NonPads(
+                    cfg.keep_checkpoint, found["store"], process=self.process, llm_dir=cfg.llm_dir
+                )
+                found["kept"] = self.keep.fingerprint
         else:
             found["store"] = self._read_dataset(projector, tokenizer)
             found["kept"] = training.kept_fingerprint(self.dataset)
@@ -150,6 +163,8 @@ class SpeechGenerateRecipe:
             )
         if adapter_from:
             training.check_checkpoint_fits(adapter_from, found, store=False)
+        if cfg.nearest_tokens:
+            pad_token = self._pad_token(projector_from, found)
         self.model = training.build_speech_llm(
             cfg.model,
             llm_dir=cfg.llm_dir,
@@ -161,20 +176,39 @@ class SpeechGenerateRecipe:
             quantize=cfg.quantize,
             shard=cfg.shard_llm,
         )
-        if cfg.nearest_tokens and projector is not None:
+        if cfg.nearest_tokens:
             embedding = self.model.decoder.tok_embeddings
-            self.model.projector = NearestEmbeddings(self.model.projector, embedding)
+            is_text = text_rows(self.chat, embedding.num_embeddings)
+            self.model.projector = NearestEmbeddings(
+                self.model.projector, embedding, pad_token, is_text
+            )
+
+    def _pad_token(self, projector_from: str | None, found: dict[str, Any]) -> int:
+        """The token that the projector was taught to say behind a transcript."""
+        if found["store"] is None:
+            raise InputError(
+                "nearest_tokens: true, but there is no speech to round; set nearest_tokens=false"
+            )
+        stage_1 = training.stage_1_fingerprint(projector_from, self.chat).get("stage_1")
+        if stage_1 is None and found["kept"] is None:
+            raise InputError(
+                f"nearest_tokens: {projector_from} tells of no stage 1 of SpeechMapper, in which a "
+                "projector learns tokens; set nearest_tokens=false"
+            )
+        return (stage_1 or found["kept"])["pad_token"]
 
     def _check_kept(self, projector_from: str, kept: dict[str, Any] | None) -> None:
-        """Refuse pads where the projector was trained without; an audio file has them."""
+        """Refuse pads where the projector was trained without, and what other projectors keep."""
         stage = training.read_stage(projector_from)
-        if self.cfg.audio is not None and stage["fingerprints"].get("kept"):
+        if self.cfg.audio is None:
+            training.check_kept(projector_from, kept)
+        elif kept is None and stage["fingerprints"].get("kept"):
             raise InputError(
-                f"audio: {projector_from} was trained with pads dropped, for which a feature store "
-                "is needed; run extract_features and `torchtune-speech keep` on the file, and give "
-                "them as dataset.features and dataset.kept"
+                f"audio: {projector_from} was trained with pads dropped; give the stage-1 run that "
+                "decided as keep_checkpoint"
             )
-        training.check_kept(projector_from, kept)
+        else:
+            training.check_kept(projector_from, kept, key="keep_checkpoint")
 
     def _read_audio(self, projector: nn.Module | None) -> dict[str, Any]:
         """Read the one audio file; returns the fingerprint that its frames will have."""
@@ -251,6 +285,7 @@ class SpeechGenerateRecipe:
             max_seq_len=cfg.max_seq_len,
             batch_size=cfg.batch_size,
             frame_average=cfg.frame_average,
+            keep=None if self.keep is None else lambda frames: self.keep(frames)[1],
             settings=self.decoding,
             cache_dtype=self.dtype,
         )

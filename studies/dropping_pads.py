@@ -36,6 +36,7 @@ from torchtune_speech.data import (
     resolve_token,
     sample_to_row,
     spread,
+    text_rows,
     write_kept,
     write_manifest,
 )
@@ -44,7 +45,7 @@ from torchtune_speech.errors import InputError
 from torchtune_speech.evaluation import normalizer, score, split_words, wer
 from torchtune_speech.features import FeatureStore
 from torchtune_speech.files import atomic_write, read_json, read_jsonl, write_json
-from torchtune_speech.modules import ctc_greedy, nearest_tokens
+from torchtune_speech.modules import ctc_greedy, nearest_tokens, read_as_pads
 from torchtune_speech.nano import TEST_VOICES, Utterance, synthesize
 from torchtune_speech.nano._grammar import draw_sentence, spoken_words
 from torchtune_speech.nano._pipeline import PipelineStep, command, run_pipeline, tune
@@ -313,13 +314,15 @@ def look_at_vectors(options: argparse.Namespace) -> None:
         projector_checkpoint=training.find_checkpoint(options.stage_1),
         process=training.start_process("cpu"),
     ).eval()
-    rows, exact = [], {}
+    rows, exact, is_text_v = [], {}, text_rows(chat, len(model.table))
     for sample in load_manifest(out / "data" / "test.jsonl", tasks=["asr"]):
         key = sample.audio[0].key
         lengths_u = torch.tensor([store.num_frames(key)])
         vectors_nd, logits = model.projector(store[key].float(), lengths_u, return_ctc=True)
         heard = ctc_greedy(logits, model.projector.ctc_length(lengths_u))[0]
-        nearest = nearest_tokens(vectors_nd, model.table).tolist()
+        nearest_n = nearest_tokens(vectors_nd, model.table)
+        is_pad = read_as_pads(nearest_n, model.table, pad_token, is_text_v).tolist()
+        nearest = nearest_n.tolist()
         positions = kept.positions(key, len(nearest)).tolist()
         num_tokens = sum(len(chat.encode(line)) for line in sample.source_text.splitlines())
         exact[key] = (len(nearest), range(min(num_tokens, len(nearest))))
@@ -328,7 +331,7 @@ def look_at_vectors(options: argparse.Namespace) -> None:
             {"id": sample.id, "domain": sample.domain, "text": sample.target}
             | count_pads(num_tokens, len(nearest), positions)
             | {"ctc": labels.decode(heard), "ctc_tokens": len(heard)}
-            | {"nearest": chat.decode([nearest[i] for i in positions if nearest[i] != pad_token])}
+            | {"nearest": chat.decode([nearest[i] for i in positions if not is_pad[i]])}
             | {"beside_ctc": count_pads(len(heard), len(nearest), positions)}
             | {"as_ctc": [a == b for a, b in zip(labels_heard, nearest, strict=False)]}
         )
@@ -337,6 +340,7 @@ def look_at_vectors(options: argparse.Namespace) -> None:
         exact,
         fingerprint=kept.fingerprint,
         store_fingerprint=kept.store_fingerprint,
+        checksums={key: store.checksum(key) for key in exact},
     )
     write_json(out / "vectors.json", rows)
 

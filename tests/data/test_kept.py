@@ -10,7 +10,7 @@ from tiny_world import writer_of_frames
 
 from torchtune_speech.data import KeptPositions, keep_index, write_kept
 from torchtune_speech.errors import InputError
-from torchtune_speech.features import FeatureStore
+from torchtune_speech.features import FeatureStore, FeatureWriter, finalize_store
 
 KEPT = {"b": (5, [0, 1, 4]), "a": (3, [2]), "empty": (0, []), "c": (2, [0, 1])}
 FINGERPRINT = {"projector": "abc", "pad_token": 7}
@@ -18,7 +18,8 @@ FINGERPRINT = {"projector": "abc", "pad_token": 7}
 
 @pytest.fixture
 def file(tmp_path):
-    write_kept(tmp_path / "k.parquet", KEPT, fingerprint=FINGERPRINT, store_fingerprint={"dim": 3})
+    of_store = {"store_fingerprint": {"dim": 3}, "checksums": dict.fromkeys(KEPT, 2**32 - 1)}
+    write_kept(tmp_path / "k.parquet", KEPT, fingerprint=FINGERPRINT, **of_store)
     return tmp_path / "k.parquet"
 
 
@@ -32,7 +33,7 @@ def test_what_was_written_is_read(file):
 
 
 def test_an_empty_store_has_an_empty_file(tmp_path):
-    write_kept(tmp_path / "k.parquet", {}, fingerprint={}, store_fingerprint={})
+    write_kept(tmp_path / "k.parquet", {}, fingerprint={}, store_fingerprint={}, checksums={})
     assert len(KeptPositions(tmp_path / "k.parquet")) == 0
 
 
@@ -58,14 +59,50 @@ def test_a_store_of_other_frames_is_refused(file, tmp_path):
     with pytest.raises(InputError, match="k.parquet: fingerprint does not fit: dim is 12 where 3"):
         KeptPositions(file).check_store(store)
     right = tmp_path / "right.parquet"
-    write_kept(right, KEPT, fingerprint=FINGERPRINT, store_fingerprint=store.fingerprint)
-    KeptPositions(right).check_store(store)
+    of_store = {"store_fingerprint": store.fingerprint}
+    write_kept(right, KEPT, fingerprint=FINGERPRINT, **of_store, checksums=dict.fromkeys(KEPT, 0))
+    KeptPositions(right).check_store(store)  # which has other utterances
+
+
+def test_a_store_that_was_extracted_again_is_refused(tmp_path):
+    """The same encoder, keys and lengths, but other frames of one utterance."""
+    writer_of_frames(tmp_path / "features")
+    store, file = FeatureStore(tmp_path / "features"), tmp_path / "k.parquet"
+    write_kept(
+        file,
+        {key: (store.num_frames(key), [0]) for key in ("1.wav", "2.wav")} | {"gone": (1, [0])},
+        fingerprint=FINGERPRINT,
+        store_fingerprint=store.fingerprint,
+        checksums={key: store.checksum(key) for key in store} | {"gone": 7},
+    )
+    KeptPositions(file).check_store(store)
+    fingerprint = {k: v for k, v in store.fingerprint.items() if k != "frame_average"}
+    with FeatureWriter(tmp_path / "again", fingerprint, dtype=torch.float32) as writer:
+        for key in store:
+            change = 1e-3 if key == "2.wav" else 0.0
+            writer.add(key, store[key] + change, seconds=store.seconds(key))
+    finalize_store(tmp_path / "again")
+    with pytest.raises(
+        InputError, match="made with other frames of '2.wav' than those of .*again;"
+    ):
+        KeptPositions(file).check_store(FeatureStore(tmp_path / "again"))
+
+
+def test_a_file_of_the_first_format_is_read_and_says_so(file, tmp_path):
+    """It has neither checksums nor, in its fingerprint, the rule."""
+    table = pq.read_table(file)
+    info = table.schema.metadata[b"torchtune_speech"].replace(b'"format": 2', b'"format": 1')
+    old = table.drop_columns("checksum").replace_schema_metadata({b"torchtune_speech": info})
+    pq.write_table(old, tmp_path / "old.parquet")
+    kept = KeptPositions(tmp_path / "old.parquet")
+    assert kept.positions("b", 5).tolist() == [0, 1, 4] and "pads" not in kept.fingerprint
 
 
 @pytest.mark.parametrize("positions", [[0, 0], [1, 0], [0, 2], [-1, 0]])
 def test_positions_that_cannot_be_are_refused(tmp_path, positions):
     bad = {"a": (3, [0, 2]), "b": (2, positions)}
-    write_kept(tmp_path / "k.parquet", bad, fingerprint=FINGERPRINT, store_fingerprint={})
+    of_store = {"store_fingerprint": {}, "checksums": dict.fromkeys(bad, 0)}
+    write_kept(tmp_path / "k.parquet", bad, fingerprint=FINGERPRINT, **of_store)
     with pytest.raises(InputError, match="holds positions that no utterance has"):
         KeptPositions(tmp_path / "k.parquet")
 
@@ -75,7 +112,7 @@ def test_other_files_are_refused(file, tmp_path):
         KeptPositions("nowhere")
     table = pq.read_table(file)
     pq.write_table(table.replace_schema_metadata({}), tmp_path / "other.parquet")
-    newer = table.schema.metadata[b"torchtune_speech"].replace(b'"format": 1', b'"format": 2')
+    newer = table.schema.metadata[b"torchtune_speech"].replace(b'"format": 2', b'"format": 3')
     pq.write_table(
         table.replace_schema_metadata({b"torchtune_speech": newer}), tmp_path / "newer.parquet"
     )

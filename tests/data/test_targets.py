@@ -6,13 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_world import SENTENCES, make_chat, make_data, make_llm, make_tokenizer
+from tiny_world import FAMILIES, SENTENCES, make_chat, make_data, make_llm, make_tokenizer
 
-from torchtune_speech.data import StepBatches, pad_targets, resolve_token, write_kept
+from torchtune_speech.data import StepBatches, pad_targets, resolve_token, text_rows, write_kept
 from torchtune_speech.data._plan import Step
 from torchtune_speech.datasets import speech_dataset, transcript_dataset
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
+from torchtune_speech.training import transcript_normalizer
 
 PAD = "<|reserved_special_token_1|>"
 
@@ -23,6 +24,10 @@ def world(tmp_path_factory):
     make_llm(folder / "llm")
     make_data(folder / "data")
     return folder
+
+
+def all_of_it(text, lang):
+    return text
 
 
 def lower(text, lang):
@@ -41,6 +46,19 @@ def make_dataset(world, manifest=None, **changes):
     return speech_dataset(manifest, tokenizer=make_tokenizer(world / "llm"), **options | changes)
 
 
+def make_transcripts(world, **changes):
+    """The same rows for a projector without the LLM."""
+    return transcript_dataset(
+        str(world / "data" / "manifest.jsonl"),
+        tokenizer=make_tokenizer(world / "llm"),
+        features=str(world / "data" / "features"),
+        pad_token=PAD,
+        output_length=lambda frames: 2 * frames,
+        max_frames=60,
+        **changes,
+    )
+
+
 def test_targets_are_the_tokens_and_then_pads():
     assert pad_targets([7, 3], 4, 9).tolist() == [7, 3, 9, 9]
     assert pad_targets([7, 3], 2, 9).tolist() == [7, 3]
@@ -50,27 +68,48 @@ def test_targets_are_the_tokens_and_then_pads():
         pad_targets([7, 3], 1, 9)
 
 
-def test_a_pad_token_is_an_id_a_name_or_text(world):
-    chat = make_chat(world / "llm")
-    assert resolve_token(17, chat) == 17
-    assert resolve_token(PAD, chat) == chat.special_tokens[PAD]
-    assert chat.decode([resolve_token(" king", chat)]) == " king"
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pad_token_is_an_id_or_a_name_of_what_no_text_holds(world, tmp_path, family):
+    chat = make_chat(make_llm(tmp_path / family, family=family))
+    name, special = sorted(chat.special_tokens.items())[-1]
+    assert resolve_token(special, chat) == resolve_token(name, chat) == special
+    assert resolve_token(chat.vocab_size + 5, chat) == chat.vocab_size + 5  # the table may have it
     for wrong in (-1, "two words", "", None, True):
         with pytest.raises(InputError, match="pad_token: "):
             resolve_token(wrong, chat)
+    first = chat.encode("k")[0]
+    for word in (first, "k"):
+        with pytest.raises(InputError, match=f"pad_token: {word!r} is a token of text, 'k'; give"):
+            resolve_token(word, chat)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_text_are_those_that_texts_are_made_of(tmp_path, family):
+    chat = make_chat(make_llm(tmp_path / family, family=family))
+    is_text = text_rows(chat, chat.vocab_size + 7)
+    assert is_text.dtype == torch.bool and is_text.shape == (chat.vocab_size + 7,)
+    assert all(is_text[chat.encode(" ".join(SENTENCES))])
+    assert is_text.nonzero()[:, 0].tolist() == [i for i, t in enumerate(chat.token_texts) if t]
+
+
+@pytest.mark.parametrize("ctc", ["characters", "tokens"])
+def test_labels_are_those_of_the_transcript_dataset(world, ctc):
+    """With targets, and without them: at sigma 0, and in stage C."""
+    normalize = transcript_normalizer("basic")
+    of_mapper = make_transcripts(world, normalize=normalize, ctc=ctc)
+    expected = {s.id: of_mapper.item(i)["ctc"] for i, s in enumerate(of_mapper.samples)}
+    for pad_token in (PAD, None):
+        options = {"ctc": ctc, "tasks": ["asr"], "pad_token": pad_token}
+        data, raw = (make_dataset(world, normalize=n, **options) for n in (normalize, all_of_it))
+        labels = {s.id: data.item(i)["ctc"] for i, s in enumerate(data.samples)}
+        assert labels == {key: [of_cut] for key, of_cut in expected.items()}
+        if ctc == "tokens":  # characters are folded anyway
+            assert raw.item(0)["ctc"] != data.item(0)["ctc"]
+            assert raw.ctc.decode(raw.item(0)["ctc"][0]) == SENTENCES[0]
 
 
 def test_targets_are_those_of_the_transcript_dataset(world):
-    data = make_dataset(world)
-    mapper = transcript_dataset(
-        str(world / "data" / "manifest.jsonl"),
-        tokenizer=make_tokenizer(world / "llm"),
-        features=str(world / "data" / "features"),
-        pad_token=PAD,
-        output_length=lambda frames: 2 * frames,
-        normalize=lower,
-        max_frames=60,
-    )
+    data, mapper = make_dataset(world), make_transcripts(world, normalize=lower)
     of_asr = {mapper.samples[i].id: mapper.item(i)["target_tokens"] for i in range(len(mapper))}
     assert len(of_asr) == len(SENTENCES)
     for i, sample in enumerate(data.samples):
@@ -102,7 +141,9 @@ def test_vectors_that_are_not_kept_have_their_targets_all_the_same(world, tmp_pa
     store = FeatureStore(world / "data" / "features")
     kept = {key: (2 * store.num_frames(key), [0, 3]) for key in store}
     file = tmp_path / "kept.parquet"
-    write_kept(file, kept, fingerprint={}, store_fingerprint=store.fingerprint)
+    checksums = {key: store.checksum(key) for key in store}
+    of_store = {"store_fingerprint": store.fingerprint, "checksums": checksums}
+    write_kept(file, kept, fingerprint={}, **of_store)
     step = Step(0, 0, "all", ((3, 1), (0,)), False, {})
     (whole,) = StepBatches(make_dataset(world, tasks=["asr"]))[step]
     (batch,) = StepBatches(make_dataset(world, tasks=["asr"], kept=str(file)))[step]

@@ -8,7 +8,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from tiny_world import FRAME_DIM, make_data, make_llm, write_config
+from tiny_world import FRAME_DIM, make_chat, make_data, make_llm, write_config
 
 from torchtune_speech import config
 from torchtune_speech.cli import main
@@ -70,6 +70,7 @@ def assert_keeps_what_a_plain_loop_keeps(world, checkpoint, file, frame_average=
     projector = config.instantiate(OmegaConf.create(stage["config"]["projector"])).eval()
     projector.load_state_dict(load_file(checkpoint / "projector.safetensors"))
     table = load_embedding_table(world / "llm")
+    texts = [i for i, text in enumerate(make_chat(world / "llm").token_texts) if text]
     kept = KeptPositions(file)
     store = FeatureStore(world / "data" / "features", frame_average)
     pad, vectors_of_all, total = kept.fingerprint["pad_token"], 0, 0
@@ -77,7 +78,7 @@ def assert_keeps_what_a_plain_loop_keeps(world, checkpoint, file, frame_average=
         with torch.no_grad():
             vectors = projector(store[key].float(), torch.tensor([store.num_frames(key)]))
         nearest = nearest_tokens(vectors, table)
-        positions = (nearest != pad).nonzero()[:, 0]
+        positions = torch.isin(nearest, torch.tensor(texts)).nonzero()[:, 0]
         if not len(positions):
             likeness = torch.cosine_similarity(vectors, table[[pad]], dim=-1)
             positions = likeness.argmin()[None]
@@ -234,4 +235,9 @@ def test_wrong_input_is_one_line(fused, run, capsys):
     assert "this run gives the LLM all speech vectors" in error()
     words = ["dataset=null", f"audio={fused / 'a.wav'}", "instruction=Transcribe."]
     assert run("speech_generate", "--config", file, *words, "projector.in_dim=160") == 1
-    assert "was trained with pads dropped, for which a feature store is needed" in error()
+    assert "was trained with pads dropped; give the stage-1 run that decided" in error()
+    words = [*words, "projector.in_dim=160", f"keep_checkpoint={fused / 'M'}"]
+    assert run("speech_generate", "--config", file, *words) == 1  # of noise, not of a filter bank
+    assert "fingerprint does not fit: encoder" in error()
+    assert run("speech_generate", "--config", file, f"keep_checkpoint={fused / 'M'}") == 1
+    assert "keep_checkpoint: drops the pads of audio=...; for a data set" in error()

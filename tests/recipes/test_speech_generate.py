@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_world import make_llm, write_config
+from tiny_world import make_chat, make_llm, write_config
 
 from torchtune_speech.cli import main
 from torchtune_speech.data import read_mcif_output
-from torchtune_speech.files import read_jsonl
+from torchtune_speech.files import read_json, read_jsonl, write_json
 from torchtune_speech.modules import nearest_tokens
 
 INSTRUCTION = "Say what you hear, and nothing else."
@@ -57,6 +57,36 @@ def test_one_file_is_answered_as_in_a_data_set(world, run_recipe):
         code, out, err = run_recipe("speech_generate", *words, *audio, f"instruction={INSTRUCTION}")
         assert code == 0, err
         assert out == f"{prediction}\n"
+
+
+def test_a_file_may_be_read_without_its_pads(world, run_recipe):
+    """As a data set on what `torchtune-speech keep` keeps, whole and in windows."""
+    mapper = write_config(world, "speechmapper", output_dir=str(world / "M"), eval_dataset=None)
+    words = ["--config", mapper, "max_steps=1", "projector.in_dim=160"]
+    assert run_recipe("speechmapper", *words)[0] == 0
+    kept = world / "kept.parquet"
+    words = ["--checkpoint", world / "M", "--features", world / "data" / "features"]
+    assert main(["keep", *map(str, words), "--output", str(kept)]) == 0
+    words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160"]
+    words += [f"projector_checkpoint={world / 'M'}", "max_new_tokens=12"]
+    answers = {}
+    for name, more in (("all", []), ("kept", [f"dataset.kept={kept}"])):
+        output = world / f"{name}.jsonl"
+        code, _, err = run_recipe("speech_generate", *words, f"output={output}", *more)
+        assert code == 0, err
+        answers[name] = [row["prediction"] for row in read_jsonl(output)]
+    assert answers["all"] != answers["kept"]
+    words += ["dataset=null", f"instruction={INSTRUCTION}", f"keep_checkpoint={world / 'M'}"]
+    for i, prediction in enumerate(answers["kept"]):
+        audio = f"audio={world / 'data' / f'{i}.wav'}"
+        code, out, err = run_recipe("speech_generate", *words, audio)
+        assert code == 0, err
+        assert out == f"{prediction}\n"
+    for long_answer in ("join", "whole"):
+        windows = ["window_s=0.4", f"long_answer={long_answer}"]
+        assert run_recipe("speech_generate", *words, audio, *windows)[0] == 0
+    code, _, err = run_recipe("speech_generate", *words, audio, f"keep_checkpoint={world / 'A'}")
+    assert code == 1 and "written by recipe projector, whose projector need not know" in err
 
 
 def test_a_file_shorter_than_a_frame_is_answered(world, run_recipe):
@@ -133,6 +163,14 @@ def test_the_llm_may_read_the_nearest_tokens(world, run_recipe, recipe_module, m
     monkeypatch.setattr(recipe, "predict", look)
     words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160"]
     words += [f"projector_checkpoint={world / 'A'}", f"output={world / 'out.jsonl'}"]
+    code, _, err = run_recipe("speech_generate", *words, "nearest_tokens=true")
+    assert code == 1 and "/A tells of no stage 1 of SpeechMapper" in err
+    chat = make_chat(world / "llm")
+    pad = chat.special_tokens["<|reserved_special_token_1|>"]
+    stage_1 = {"projector": "of M", "pad_token": pad, "normalizer": "none"}
+    stage = read_json(world / "A" / "step_2" / "stage.json")
+    stage["fingerprints"]["stage_1"] = stage_1
+    write_json(world / "A" / "step_2" / "stage.json", stage)
     for nearest in (False, True):
         argv = ["speech_generate", *map(str, words), f"nearest_tokens={nearest}"]
         monkeypatch.setattr("sys.argv", argv)
@@ -140,7 +178,9 @@ def test_the_llm_may_read_the_nearest_tokens(world, run_recipe, recipe_module, m
             recipe.recipe_main()
         assert not end.value.code
     (vectors, _), (rounded, table) = read
-    assert torch.equal(rounded, table[nearest_tokens(vectors, table)])
+    nearest = nearest_tokens(vectors, table).tolist()
+    expected = [pad if token in chat.special_ids else token for token in nearest]
+    assert torch.equal(rounded, table[expected])
     assert not torch.equal(rounded, vectors)
     code, _, err = run_recipe("speech_generate", *words, "nearest_tokens=true", "shard_llm=true")
     assert code == 1 and "error: nearest_tokens: needs the whole embedding table" in err

@@ -492,6 +492,7 @@ _COMPRESS += ["projector.strides=1", "projector.ctc_compress=true"]
 for _name, _words, *_parts in (
     ("rows_of_the_table", ["vocab_size=7"], "vocab_size: 7, but the embedding table of"),
     ("pad_beyond_the_table", ["pad_token=99999"], "pad_token: 99999 is token 99999, but the table"),
+    ("pad_of_text", ["pad_token=k"], "pad_token: 'k' is a token of text, 'k'; give the id or the"),
     ("pad_of_two_words", ["pad_token=two words"], "pad_token: 'two words' is 4 tokens"),
     ("normalizer", ["normalizer=bsic"], "normalizer: unknown name 'bsic'; did you mean 'basic'"),
     ("part_of_the_loss", ["loss.cosin=1"], "loss.cosin: unknown part; did you mean 'cosine'"),
@@ -520,7 +521,7 @@ for _name, _words, *_parts in (
     (
         "compress_unheard",
         [*_COMPRESS, "loss.ctc=0"],
-        "loss.ctc: 0, but projector.ctc_compress needs a head",
+        "loss.ctc: 0, but projector.ctc_compress needs a head that hears",
     ),
     (
         "compress_without_a_head",
@@ -532,8 +533,30 @@ for _name, _words, *_parts in (
     if _name != "store":  # without one a dry run goes on
         DRY_RUNS.append(f"speechmapper-{_name}")
 
+for _name in ("projector", "multimodal_fuse"):
+    simple(
+        _name,
+        "compress_unheard",
+        [*_COMPRESS, "ctc_weight=0"],
+        "ctc_weight: 0, but projector.ctc_compress needs a head that hears",
+    )
+DRY_RUNS.append("projector-compress_unheard")
+
 _SIGMA = ["sigma=0.5", "pad_token=<|reserved_special_token_1|>", "normalizer=basic"]
 _SIGMA += ["dataset.on_too_long=skip"]
+
+simple(
+    "speech_generate",
+    "nearest_tokens_of_stage_a",
+    ["nearest_tokens=true"],
+    "tells of no stage 1 of SpeechMapper",
+)
+simple(
+    "speech_generate",
+    "nearest_tokens_of_text",
+    ["nearest_tokens=true", "dataset.text_twins=true"],
+    "nearest_tokens: true, but there is no speech to round; set nearest_tokens=false",
+)
 
 for _name, _words, *_parts in (
     ("sigma", ["sigma=1.5"], "sigma: 1.5; give a number from 0 to 1"),

@@ -51,6 +51,7 @@ def world(tmp_path_factory):
                 {key: (counts[key], list(kept)) for key, kept in files[name].items()},
                 fingerprint={"projector": name, "pad_token": 0},
                 store_fingerprint=store.fingerprint,
+                checksums={key: store.checksum(key) for key in store},
             )
         datasets[name] = speech_dataset(
             str(data / "manifest.jsonl"),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
+from torch import Tensor
 from torchtune.models.llama3 import Llama3Tokenizer
 
 from torchtune_speech.data._llama3_chat import Llama3ChatFormat
@@ -67,3 +69,18 @@ def chat_format(tokenizer: Llama3Tokenizer | ChatFormat) -> ChatFormat:
         The chat format.
     """
     return Llama3ChatFormat(tokenizer) if isinstance(tokenizer, Llama3Tokenizer) else tokenizer
+
+
+def text_rows(chat: ChatFormat, rows: int) -> Tensor:
+    """Which rows of the LLM's embedding table are tokens that a text can hold.
+
+    Args:
+        chat: the LLM's chat format.
+        rows: of the table, which may have more than the tokenizer has tokens.
+
+    Returns:
+        Boolean, ``[rows]``; False for special tokens and for rows that are no token.
+    """
+    is_text_v = torch.arange(rows) < chat.vocab_size
+    is_text_v[[i for i in chat.special_ids if i < rows]] = False
+    return is_text_v

@@ -34,6 +34,8 @@ class SpeechDataset:
         on_too_long: ``fail`` or ``skip`` samples above that, and with ``targets`` those whose
             transcript has more tokens than speech vectors; they are never cut.
         ctc: label set of the auxiliary CTC loss; None for no CTC targets.
+        normalize: ``(text, language) -> text``, what of a transcript the CTC labels are of. Default
+            all.
         targets: makes the token whose embedding each speech vector is to be; every sample with
             speech then needs one audio and its transcript. None for no such targets.
 
@@ -54,15 +56,21 @@ class SpeechDataset:
         max_seq_len: int,
         on_too_long: str = "fail",
         ctc: CTCLabels | None = None,
+        normalize: Callable[[str, str], str] = lambda text, lang: text,
         targets: TranscriptTargets | None = None,
     ) -> None:
         self.chat, self.templates, self.store = chat, templates, store
         self.output_length, self.kept = output_length, kept
-        self.ctc, self.targets = ctc, targets
+        self.ctc, self.normalize, self.targets = ctc, normalize, targets
         self.max_seq_len, self.on_too_long = max_seq_len, on_too_long
         self._interleave = InterleaveSpeech(chat)
         if kept is not None and store is not None:
             kept.check_store(store)
+        if kept is not None and not any(sample.is_speech for sample in samples):
+            raise InputError(
+                f"dataset.kept: {kept.path} says which speech vectors are read, but no sample has "
+                "speech; set it to null"
+            )
         self.samples, self.lengths = _fitting(samples, self._num_tokens, max_seq_len, on_too_long)
         if targets is not None:
             self._drop_dense(targets)
@@ -118,7 +126,7 @@ class SpeechDataset:
         encoded = self.encode(sample)
         keys = [cut.key for cut in sample.audio]
         labels = (
-            self.ctc.encode(sample.transcript)
+            self.ctc.encode(self.normalize(sample.transcript, sample.source_lang))
             if self.ctc and sample.transcript and len(keys) == 1
             else []
         )

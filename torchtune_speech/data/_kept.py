@@ -15,7 +15,7 @@ from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore, check_fingerprint
 from torchtune_speech.files import atomic_write
 
-FORMAT = 1
+FORMAT = 2  # 1 has no checksums
 _METADATA = b"torchtune_speech"
 _AGAIN = "run torchtune-speech keep again"
 
@@ -27,7 +27,9 @@ class KeptPositions:
         path: file that ``torchtune-speech keep`` wrote.
 
     Attributes:
-        fingerprint: ``projector`` (SHA-256 of its weights) and ``pad_token`` that decided.
+        fingerprint: what decided: ``projector`` (SHA-256 of its weights), ``pad_token``, and
+            ``pads``, the rule. A file of format 1 has no rule: by an older one, vectors that are
+            read as another special token than the pad were kept.
         store_fingerprint: of the frames that the projector read.
 
     Raises:
@@ -44,7 +46,7 @@ class KeptPositions:
         if not self.path.is_file():
             raise InputError(f"{path}: no such file; run torchtune-speech keep to write it")
         try:
-            table = pq.read_table(self.path, columns=["id", "vectors", "kept"])
+            table = pq.read_table(self.path)
             info = json.loads((table.schema.metadata or {})[_METADATA])
             newer = info["format"] > FORMAT
             self.fingerprint: dict[str, Any] = info["kept"]
@@ -56,6 +58,8 @@ class KeptPositions:
         kept = table["kept"].combine_chunks()
         self._rows = {key: row for row, key in enumerate(table["id"].to_pylist())}
         self._vectors_n = table["vectors"].to_numpy()
+        has_checksums = "checksum" in table.column_names
+        self._checksums_n = table["checksum"].to_numpy() if has_checksums else None
         self._ends_n = np.cumsum(kept.value_lengths().to_numpy(zero_copy_only=False))
         self._positions = torch.from_numpy(kept.flatten().to_numpy().astype(np.int32))
         self._check_positions()
@@ -80,11 +84,13 @@ class KeptPositions:
     def check_store(self, store: FeatureStore) -> None:
         """Refuse a store of other frames than those that decided what is kept.
 
+        Utterances that only one of the two knows are no matter here.
+
         Args:
             store: the feature store.
 
         Raises:
-            InputError: naming the field that differs.
+            InputError: naming the field, or the first utterance, that differs.
         """
         check_fingerprint(
             self.store_fingerprint,
@@ -92,6 +98,14 @@ class KeptPositions:
             f"{store.path} against {self.path}",
             f"{_AGAIN} with --features {store.path}",
         )
+        if self._checksums_n is None:
+            return
+        for key, row in self._rows.items():
+            if key in store and store.checksum(key) != self._checksums_n.item(row):
+                raise InputError(
+                    f"{self.path}: made with other frames of {key!r} than those of {store.path}; "
+                    f"{_AGAIN} with --features {store.path}"
+                )
 
     def positions(self, key: str, vectors: int) -> Tensor:
         """What is kept of an utterance.
@@ -127,20 +141,23 @@ def write_kept(
     *,
     fingerprint: Mapping[str, Any],
     store_fingerprint: Mapping[str, Any],
+    checksums: Mapping[str, int],
 ) -> None:
     """Write the file that :class:`KeptPositions` reads, whole or not at all.
 
     Args:
-        path: the file, Parquet with columns ``id``, ``vectors`` and ``kept``.
+        path: the file, Parquet with columns ``id``, ``vectors``, ``checksum`` and ``kept``.
         kept: key of an utterance to its number of speech vectors and the positions that are kept.
         fingerprint: of what decided, see :class:`KeptPositions`.
         store_fingerprint: of the frames.
+        checksums: of each utterance's frames, :meth:`FeatureStore.checksum`.
     """
     info = {"format": FORMAT, "kept": dict(fingerprint), "store": dict(store_fingerprint)}
     table = pa.table(
         {
             "id": pa.array(list(kept), pa.string()),
             "vectors": pa.array([vectors for vectors, _ in kept.values()], pa.int32()),
+            "checksum": pa.array([checksums[key] for key in kept], pa.uint32()),
             "kept": pa.array([p for _, p in kept.values()], pa.large_list(pa.int32())),
         }
     )

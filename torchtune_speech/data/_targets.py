@@ -106,28 +106,27 @@ def refuse_dense(
 
 
 def resolve_token(token: str | int, chat: ChatFormat) -> int:
-    """The id of one token.
+    """The id of the pad token.
 
     Args:
-        token: its id, the name of a special token, or text that is one token.
+        token: its id, or the name of a special token.
         chat: the LLM's chat format.
 
     Returns:
         The id.
 
     Raises:
-        InputError: if it is none, or more than one.
+        InputError: if it is none, more than one, or one that a text can hold.
     """
-    if isinstance(token, int) and not isinstance(token, bool):
-        if not 0 <= token:
-            raise InputError(f"pad_token: {token}; give an id of 0 or more")
-        return token
     if isinstance(token, str) and token in chat.special_tokens:
         return chat.special_tokens[token]
-    ids = chat.encode(str(token))
+    is_id = isinstance(token, int) and not isinstance(token, bool)
+    ids = [token] if is_id else chat.encode(str(token))
+    cure = "give the id or the name of a token that no text holds, such as a reserved one"
     if len(ids) != 1:
-        raise InputError(
-            f"pad_token: {token!r} is {len(ids)} tokens for this LLM; give the id or the name of "
-            "a token that no text holds, such as a reserved one"
-        )
+        raise InputError(f"pad_token: {token!r} is {len(ids)} tokens for this LLM; {cure}")
+    if ids[0] < 0:
+        raise InputError(f"pad_token: {token}; give an id of 0 or more")
+    if ids[0] < chat.vocab_size and ids[0] not in chat.special_ids:
+        raise InputError(f"pad_token: {token!r} is a token of text, {chat.decode(ids)!r}; {cure}")
     return ids[0]

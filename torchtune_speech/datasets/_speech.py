@@ -67,8 +67,8 @@ def speech_dataset(
         pad_token: id, name or text of the token that fills up a transcript: each speech vector
             then has a token whose embedding it is to be (:class:`TranscriptTargets`). None for no
             such targets.
-        normalize: ``(text, language) -> text``, put over each transcript for these targets.
-            Default all of it.
+        normalize: ``(text, language) -> text``, put over each transcript for these targets and for
+            the CTC labels. Default all of it.
         unanswerable: settings of :func:`torchtune_speech.data.unanswerable_samples` (``share``,
             ``generic``, ``max_overlap``, ``seed``), which are then added. Default None: none.
         text_twins: take the samples' text twins instead, and the text samples as they are.
@@ -104,6 +104,7 @@ def speech_dataset(
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,
         ctc=ctc_labels(ctc, chat),
+        normalize=normalize,
         targets=targets,
     )
 

@@ -144,7 +144,7 @@ class FeatureStore:
                 "extract_features again with the same output_dir, it continues where it stopped"
             )
         try:
-            columns = ["id", "shard", "frames", "seconds"]
+            columns = ["id", "shard", "frames", "seconds", "checksum"]
             table = pq.read_table(file, columns=columns, read_dictionary=["shard"])
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{file}: not readable ({error}); run finalize again") from error
@@ -153,6 +153,7 @@ class FeatureStore:
         self._shards_n = shards.indices.to_numpy()
         self._frames_n = table["frames"].to_numpy()
         self._seconds_n = table["seconds"].to_numpy()
+        self._checksums_n = table["checksum"].to_numpy()
         self._rows: dict[str, int] = {k: row for row, k in enumerate(table["id"].to_pylist())}
         # Where an utterance begins in its file, in elements; known once the shard is open.
         self._starts_n = np.full(len(self._rows), -1)
@@ -189,6 +190,10 @@ class FeatureStore:
     def seconds(self, key: str) -> float:
         """Duration of the audio of an utterance in seconds (after any speed perturbation)."""
         return float(self._seconds_n[self._row(key)])
+
+    def checksum(self, key: str) -> int:
+        """CRC-32 of the frames of an utterance as they are stored, before averaging at reading."""
+        return self._checksums_n.item(self._row(key))
 
     def __getitem__(self, key: str) -> Tensor:
         """Frames of an utterance, shape [t, dim], in the dtype of the store.

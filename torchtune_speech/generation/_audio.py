@@ -1,7 +1,7 @@
 """From one waveform and an instruction to an answer."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ def answer_audio(
     join: bool = True,
     overlap_s: float = 0.0,
     frame_average: int = 1,
+    keep: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
     settings: Decoding | None = None,
     speech_tokens_per_second: float | None = None,
     max_seq_len: int | None = None,
@@ -56,6 +57,8 @@ def answer_audio(
             one answer to all windows, which the LLM then hears one after the other.
         overlap_s: what two windows have in common, in seconds.
         frame_average: frames averaged into one, as in the feature store of the training.
+        keep: frames of each window to the positions of the speech vectors that the LLM reads.
+            Default None: it reads all.
         settings: of decoding.
         speech_tokens_per_second: the answer also has at most this many tokens for each second that
             it is about, see :func:`speech_token_limit`. Default None: the settings' limit alone.
@@ -79,19 +82,25 @@ def answer_audio(
         for start in range(0, len(pieces), batch_size)
         for one in encoder(pieces[start : start + batch_size])
     ]
-    # Frames of one piece, or of all, and the seconds they are of.
-    heard = [([f], len(piece) / rate) for f, piece in zip(frames, pieces, strict=True)]
-    if not join:
-        heard = [(frames, sum(seconds for _, seconds in heard))]
+    kept = None if keep is None else keep(frames)
+    # The pieces that are heard together, one or all.
+    together = [slice(i, i + 1) for i in range(len(pieces))] if join else [slice(None)]
     prompts = [
         _limited(
-            audio_prompt(some, instruction, model=model, chat=chat, templates=templates),
-            seconds=seconds,
+            audio_prompt(
+                frames[some],
+                instruction,
+                model=model,
+                chat=chat,
+                templates=templates,
+                kept=None if kept is None else kept[some],
+            ),
+            seconds=sum(map(len, pieces[some])) / rate,
             seed=number,
             tokens_per_second=speech_tokens_per_second,
             max_seq_len=max_seq_len,
         )
-        for number, (some, seconds) in enumerate(heard)
+        for number, some in enumerate(together)
     ]
     looks = settings is not None and settings.loops != "none"
     kinds = TokenKinds.from_texts(chat.token_texts) if looks else None
@@ -139,6 +148,7 @@ def audio_prompt(
     model: SpeechLLM,
     chat: ChatFormat,
     templates: PromptTemplates,
+    kept: Sequence[Tensor] | None = None,
 ) -> Prompt:
     """The prompt of an instruction about encoder frames.
 
@@ -148,6 +158,7 @@ def audio_prompt(
         model: the model, whose projector says how many vectors the frames become.
         chat: the LLM's chat format.
         templates: their wrapping goes around speech and instruction.
+        kept: positions of the speech vectors of each piece that it reads. Default None: all.
 
     Returns:
         The prompt.
@@ -160,8 +171,10 @@ def audio_prompt(
         extra={"instruction": instruction},
     )
     lengths = [model.projector.output_length(len(one)) for one in frames]
+    if kept is not None:
+        lengths = [len(positions) for positions in kept]
     messages = templates.messages(sample, with_target=False)
     encoded = InterleaveSpeech(chat)(
         {"messages": messages, "speech_lengths": lengths}, inference=True
     )
-    return Prompt(encoded["tokens"], frames)
+    return Prompt(encoded["tokens"], frames, kept=kept)

@@ -36,7 +36,7 @@ from torchtune_speech.modules._packing import (
     stack_packed,
     stacked_length,
 )
-from torchtune_speech.modules._pads import non_pads
+from torchtune_speech.modules._pads import non_pads, read_as_pads
 from torchtune_speech.modules._spec_augment import spec_augment
 from torchtune_speech.modules._swiglu import swiglu
 
@@ -66,6 +66,7 @@ __all__ = [
     "packed_attention",
     "packed_conv1d",
     "pad_packed",
+    "read_as_pads",
     "rotary_angles",
     "spec_augment",
     "squared_error_sum",

@@ -9,6 +9,7 @@ from torchtune_speech.training._build import (
 )
 from torchtune_speech.training._check import (
     check_checkpoint_fits,
+    check_ctc_compress,
     check_embedding_loss,
     check_embedding_target,
     check_frame_width,
@@ -19,6 +20,7 @@ from torchtune_speech.training._check import (
     check_resume,
     check_same_kept,
     check_settings,
+    check_stage_1,
     check_text_only,
     target_settings,
 )
@@ -33,6 +35,7 @@ from torchtune_speech.training._checkpoint import (
     read_stage,
     save_checkpoint,
     save_evaluation,
+    stage_1_fingerprint,
     stage_info,
 )
 from torchtune_speech.training._compile import compile_layers, compiled_graphs
@@ -56,7 +59,7 @@ from torchtune_speech.training._embedding_objective import (
 )
 from torchtune_speech.training._evaluate import evaluate
 from torchtune_speech.training._evaluate_embeddings import evaluate_embeddings
-from torchtune_speech.training._keep import KeepReport, keep_non_pads
+from torchtune_speech.training._keep import KeepReport, NonPads, keep_non_pads
 from torchtune_speech.training._loader import build_plan, resolve_max_steps, step_loader
 from torchtune_speech.training._log import TrainingLog, flat_scores
 from torchtune_speech.training._memory import (
@@ -111,6 +114,7 @@ __all__ = [
     "EmbeddingStepLoss",
     "EmbeddingSums",
     "KeepReport",
+    "NonPads",
     "Process",
     "StepLoss",
     "StepMemory",
@@ -125,6 +129,7 @@ __all__ = [
     "build_projector_with_table",
     "build_speech_llm",
     "check_checkpoint_fits",
+    "check_ctc_compress",
     "check_embedding_loss",
     "check_embedding_target",
     "check_frame_width",
@@ -136,6 +141,7 @@ __all__ = [
     "check_resume",
     "check_same_kept",
     "check_settings",
+    "check_stage_1",
     "check_space",
     "check_text_only",
     "clip_gradients",
@@ -184,6 +190,7 @@ __all__ = [
     "save_evaluation",
     "seed_step",
     "set_learning_rates",
+    "stage_1_fingerprint",
     "stage_info",
     "start_process",
     "step_loader",

@@ -12,11 +12,16 @@ from torch import nn
 from torchtune.utils import get_logger, log_rank_zero
 
 from torchtune_speech.config import locate
-from torchtune_speech.data import SpeechDataset, TokenLabels, TranscriptDataset
+from torchtune_speech.data import SpeechDataset, TokenLabels, TranscriptDataset, resolve_token
 from torchtune_speech.errors import InputError, did_you_mean
 from torchtune_speech.features import check_fingerprint
 from torchtune_speech.models import check_quantize, read_hf_config
-from torchtune_speech.training._checkpoint import is_peft_folder, projector_digest, read_stage
+from torchtune_speech.training._checkpoint import (
+    is_peft_folder,
+    projector_digest,
+    read_stage,
+    stage_1_fingerprint,
+)
 from torchtune_speech.training._embedding_objective import PARTS, EmbeddingLoss
 from torchtune_speech.training._transcript_normalizer import transcript_normalizer
 
@@ -42,6 +47,8 @@ _COUNTS_OR_NULL = (
 _WEIGHTS = ("ctc_weight", "embedding_weight")
 # What the steps of a plan depend on, besides the data.
 _PLAN_KEYS = ("mixture", "paired", "max_seq_len", "max_frames", "rows_per_step", "seed")
+# What a projector is taught to say.
+_TAUGHT_KEYS = ("pad_token", "normalizer")
 # What may be changed within a run, so that it is no longer the run that would not have stopped.
 _STEP_KEYS = (
     "learning_rate",
@@ -61,8 +68,6 @@ _STEP_KEYS = (
     "loss",
     "contrast_temperature",
     "pad_weight",
-    "pad_token",
-    "normalizer",
 )
 _OF_CTC_HEAD = ("ctc_vocab_size", "ctc_block", "ctc_layer")  # of a projector
 _log = get_logger("INFO")
@@ -210,6 +215,26 @@ def check_ctc_head(projector: nn.Module, ctc_key: str) -> None:
         )
 
 
+def check_ctc_compress(projector: nn.Module, ctc_weight: float, ctc_key: str) -> None:
+    """Refuse to train a projector that compresses by its CTC head, without a loss for the head.
+
+    What is below the head would be trained on, and the head would go deaf.
+
+    Args:
+        projector: the projector.
+        ctc_weight: weight of the CTC loss.
+        ctc_key: its config key.
+
+    Raises:
+        InputError: saying what to set.
+    """
+    if getattr(projector, "compresses_by_ctc", False) and not ctc_weight > 0:
+        raise InputError(
+            f"{ctc_key}: 0, but projector.ctc_compress needs a head that hears, in every stage; "
+            "raise it, or set projector.ctc_compress=false from stage 1 on"
+        )
+
+
 def check_mapper(
     projector: nn.Module,
     dataset: TranscriptDataset | None,
@@ -240,11 +265,7 @@ def check_mapper(
         check_projector(projector, eval_dataset, key="eval_dataset")
     if ctc_weight > 0:
         check_ctc_head(projector, "loss.ctc")
-    elif getattr(projector, "compresses_by_ctc", False):
-        raise InputError(
-            "loss.ctc: 0, but projector.ctc_compress needs a head that has learnt to hear; "
-            "raise it, or set projector.ctc_compress=false"
-        )
+    check_ctc_compress(projector, ctc_weight, "loss.ctc")
     if not (Path(llm_dir) / "config.json").is_file():
         return
     rows = read_hf_config(llm_dir)["vocab_size"]
@@ -263,21 +284,23 @@ def target_settings(
     """What :func:`torchtune_speech.datasets.speech_dataset` needs to make target tokens.
 
     They are made at sigma 0, too, where a pad token is given: rows with too few vectors for them
-    are left out whatever sigma is, so that it alone differs between runs.
+    are left out whatever sigma is, so that it alone differs between runs. A normaliser without a
+    pad token is for the CTC labels.
 
     Args:
         sigma: weight of the squared error to their embeddings.
         pad_token: fills up a transcript; None, which needs a sigma of 0, for no targets.
-        normalizer: name of a normaliser, see :func:`transcript_normalizer`.
+        normalizer: name of a normaliser, see :func:`transcript_normalizer`; None for all of a
+            transcript, where there are no targets.
 
     Returns:
-        Its arguments; none without targets.
+        Its arguments; none where both are None.
 
     Raises:
         InputError: if one is missing or unknown.
     """
     if pad_token is None and not sigma > 0:
-        return {}
+        return {} if normalizer is None else {"normalize": transcript_normalizer(normalizer)}
     why = f"sigma is {sigma}" if sigma > 0 else "pad_token is given"
     for key, value in (("pad_token", pad_token), ("normalizer", normalizer)):
         if value is None:
@@ -471,8 +494,7 @@ def check_kept(
 ) -> None:
     """Refuse other speech vectors than those that a projector was trained to give the LLM.
 
-    A projector that was trained without dropping pads may drop them; one of stage 1 those that it
-    found itself.
+    A projector that was trained without dropping pads may drop those that its stage 1 found.
 
     Args:
         path: the projector's checkpoint; None is nothing to refuse.
@@ -485,21 +507,63 @@ def check_kept(
     if path is None or is_peft_folder(path):
         return
     stage = read_stage(path)
-    if (
-        kept is not None
-        and stage["stage"] == "speechmapper"
-        and kept["projector"] != projector_digest(path)
-    ):
-        raise InputError(
-            f"{key}: made with another projector than that of {path}; run torchtune-speech keep "
-            f"again with --checkpoint {path}"
-        )
     expected = stage["fingerprints"].get("kept")
+    if kept is not None and stage["stage"] == "speechmapper":
+        if kept["projector"] != projector_digest(path):
+            raise InputError(
+                f"{key}: made with another projector than that of {path}; run torchtune-speech "
+                f"keep again with --checkpoint {path}"
+            )
+    elif kept is not None and expected is None and "stage_1" in stage["fingerprints"]:
+        stage_1 = stage["fingerprints"]["stage_1"]  # which an older checkpoint does not tell
+        if stage_1 is None or kept["projector"] != stage_1["projector"]:
+            raise InputError(
+                f"{key}: made with another projector than {path} began with; run torchtune-speech "
+                "keep with its stage-1 run, or set it to null"
+            )
     if expected is not None and expected != kept:
         now = "all speech vectors" if kept is None else "what another projector keeps"
         raise InputError(
             f"{key}: {path} was trained with pads dropped, and this run gives the LLM {now}; set "
             f"it to what `torchtune-speech keep` writes with the same stage-1 run"
+        )
+
+
+def check_stage_1(cfg: DictConfig, dataset: SpeechDataset, path: str | Path | None) -> None:
+    """Refuse another pad token or normaliser than those that a projector learnt in stage 1.
+
+    Args:
+        cfg: configuration of recipe ``projector`` or ``multimodal_fuse``.
+        dataset: training data.
+        path: the projector's checkpoint; None for a fresh one.
+
+    Raises:
+        InputError: saying what to set.
+    """
+    name, normalizer = cfg.get("pad_token"), cfg.normalizer
+    pad_token = None if name is None else resolve_token(name, dataset.chat)
+    if pad_token is not None and dataset.kept is not None:
+        theirs = dataset.kept.fingerprint["pad_token"]
+        if pad_token != theirs:
+            raise InputError(
+                f"pad_token: {name!r} is token {pad_token}, but dataset.kept was made with {theirs}"
+                f"; set pad_token={theirs}, or run torchtune-speech keep with a stage 1 of this pad"
+            )
+    stage_1 = stage_1_fingerprint(path, dataset.chat).get("stage_1")
+    if stage_1 is None:
+        return
+    if pad_token not in (None, theirs := stage_1["pad_token"]):
+        raise InputError(
+            f"pad_token: {name!r} is token {pad_token}, but stage 1 of {path} learnt {theirs}; "
+            f"set pad_token={theirs}"
+        )
+    hears = cfg.ctc_weight > 0 or cfg.get("ctc_only_steps", 0) > 0
+    if normalizer is None and not hears:  # of no transcript is anything learnt
+        return
+    if (normalizer or "none") != (theirs := stage_1["normalizer"]):
+        raise InputError(
+            f"normalizer: {normalizer or 'null'}, but stage 1 of {path} learnt transcripts under "
+            f"{theirs}; set normalizer={theirs}"
         )
 
 
@@ -546,14 +610,14 @@ def check_resume(
     stage, now = read_stage(path), OmegaConf.to_container(cfg, resolve=True)
     then = stage["config"]
     cure = "go on with what the run began with, or start a new one in another output_dir"
-    if stage["fingerprints"]["data"] != found["data"]:
-        raise InputError(f"{path}: resume=true, but the data of the run was another; {cure}")
-    for key in _PLAN_KEYS:
+    for key in (*_PLAN_KEYS, *_TAUGHT_KEYS):
         if then.get(key) != now.get(key):
             raise InputError(
                 f"{path}: resume=true, but {key} was {then.get(key)!r} and is {now.get(key)!r}; "
                 f"{cure}"
             )
+    if stage["fingerprints"]["data"] != found["data"]:
+        raise InputError(f"{path}: resume=true, but the data of the run was another; {cure}")
     if stage["fingerprints"].get("lengths", found["lengths"]) != found["lengths"]:
         raise InputError(
             f"{path}: resume=true, but the samples had other lengths in tokens (another "

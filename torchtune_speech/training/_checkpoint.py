@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from torchtune_speech.data import ChatFormat, resolve_token
 from torchtune_speech.errors import InputError
 from torchtune_speech.files import atomic_write, read_json, write_json
 from torchtune_speech.models import (
@@ -259,6 +260,18 @@ def find_checkpoint(path: str | Path) -> Path:
     return path
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether :func:`find_checkpoint` finds one.
+
+    Args:
+        path: ``.../step_N``, or the ``output_dir`` of a run.
+
+    Returns:
+        True if a whole checkpoint is there.
+    """
+    return (Path(path) / "stage.json").is_file() or bool(list_checkpoints(path))
+
+
 def is_peft_folder(path: str | Path) -> bool:
     """Whether a folder holds an adapter that is not from a run of ours.
 
@@ -328,6 +341,32 @@ def adapter_digest(path: str | Path) -> str | None:
 def _file_digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stage_1_fingerprint(path: str | Path | None, chat: ChatFormat) -> dict[str, Any]:
+    """What a projector's stage 1 of SpeechMapper was, for the stages that go on from it.
+
+    Args:
+        path: checkpoint that the projector starts from; None for a fresh projector.
+        chat: the LLM's chat format.
+
+    Returns:
+        ``stage_1``: ``projector`` (its digest), ``pad_token`` (an id) and ``normalizer``; None for
+        a projector that had no stage 1. Nothing where an older checkpoint does not tell.
+    """
+    if path is None:
+        return {"stage_1": None}
+    stage = read_stage(path)
+    if stage["stage"] != "speechmapper":
+        found = stage["fingerprints"]
+        return {"stage_1": found["stage_1"]} if "stage_1" in found else {}
+    return {
+        "stage_1": {
+            "projector": projector_digest(path),
+            "pad_token": resolve_token(stage["config"]["pad_token"], chat),
+            "normalizer": stage["config"]["normalizer"],
+        }
+    }
 
 
 def load_trained(

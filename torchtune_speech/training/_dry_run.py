@@ -14,13 +14,17 @@ from torchtune_speech.data import AudioCut, Plan, Sample, Step, fill, plan_sourc
 from torchtune_speech.models import SpeechLLM
 from torchtune_speech.training._build import meta_speech_llm
 from torchtune_speech.training._check import (
+    check_ctc_compress,
     check_ctc_head,
+    check_kept,
     check_pad_token,
     check_projector,
     check_settings,
+    check_stage_1,
     check_text_only,
     target_settings,
 )
+from torchtune_speech.training._checkpoint import is_checkpoint
 from torchtune_speech.training._loader import build_plan, resolve_max_steps
 from torchtune_speech.training._memory import (
     ACTIVATIONS,
@@ -34,6 +38,7 @@ from torchtune_speech.training._memory import (
 )
 from torchtune_speech.training._optim import check_learning_rates, trainable_groups
 from torchtune_speech.training._process import compute_dtype
+from torchtune_speech.training._run import kept_fingerprint
 
 # Sentences of EuroParl-ST and CoVoST 2, passages of Spoken-SQuAD.
 _SECONDS, _SECONDS_SQA = (2, 20), (20, 120)
@@ -79,8 +84,10 @@ def dry_run_report(
         projector = config.instantiate(cfg.get("projector"))
     model = meta_speech_llm(cfg.model, projector, dtype)
     check_learning_rates(cfg.learning_rate, trainable_groups(model, *trained))
-    if model.projector is not None and _needs_ctc(cfg):
-        check_ctc_head(model.projector, "ctc_weight and ctc_only_steps")
+    if model.projector is not None:
+        if _needs_ctc(cfg):
+            check_ctc_head(model.projector, "ctc_weight and ctc_only_steps")
+        check_ctc_compress(model.projector, cfg.ctc_weight, "ctc_weight")
     parts = [
         ["dry run: built on the meta device, nothing loaded, nothing written"],
         ["parameters", *_parameter_table(cfg, model, trained)],
@@ -269,6 +276,11 @@ def _real_plan(
             needs_ctc=_needs_ctc(cfg),
             only_speech=tuple(trained) == ("projector",),
         )
+        checkpoint = cfg.projector_checkpoint
+        if checkpoint is not None and not is_checkpoint(checkpoint):
+            checkpoint = None  # of a stage that is still to come
+        check_kept(checkpoint, kept_fingerprint(dataset))
+        check_stage_1(cfg, dataset, checkpoint)
     if dataset.targets is not None and (Path(cfg.llm_dir) / "config.json").is_file():
         check_pad_token(cfg.pad_token, dataset.targets.pad_token, cfg.llm_dir)
     plan = build_plan(

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchtune_speech.data import TranscriptDataset, collate_transcripts, spread
+from torchtune_speech.data import TranscriptDataset, collate_transcripts, spread, text_rows
 from torchtune_speech.evaluation import wer
 from torchtune_speech.models import ProjectorWithTable
-from torchtune_speech.modules import ctc_greedy, nearest_tokens
+from torchtune_speech.modules import ctc_greedy, nearest_tokens, read_as_pads
 from torchtune_speech.training._objective import autocast, to_device
 from torchtune_speech.training._process import Process
 
@@ -27,10 +27,10 @@ def evaluate_embeddings(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Scores and examples on samples spread evenly over a data set.
 
-    A vector is transcribed as the token whose embedding has the largest cosine with it; pads and
-    other special tokens are left out. Whatever is learnt of a transcript, words are compared under
-    the normaliser "basic", lower case without punctuation. Every process transcribes the same
-    samples.
+    A vector is transcribed as the token whose embedding has the largest cosine with it; what is no
+    text is a pad (:func:`read_as_pads`) and left out. Whatever is learnt of a transcript, words are
+    compared under the normaliser "basic", lower case without punctuation. Every process transcribes
+    the same samples.
 
     Args:
         model: projector and table.
@@ -44,7 +44,7 @@ def evaluate_embeddings(
     Returns:
         The scores: ``nearest_token`` with what :func:`wer` gives, ``word_cosine`` (mean cosine
         with the target at the transcript's tokens) and ``pads_found`` (share of the pad positions
-        whose nearest token is the pad); ``ctc``, the word error rate of the projector's CTC head,
+        that are read as pads); ``ctc``, the word error rate of the projector's CTC head,
         where the data set has CTC labels; ``n``. And the examples.
     """
     chosen = spread(num_samples, len(dataset))
@@ -101,15 +101,13 @@ def _transcribe(
     nearest_n, is_pad_n = nearest_tokens(vectors_nd, model.table), batch["is_pad"]
     targets_nd = model.table[batch["target_tokens"]].float()
     cosine_n = F.cosine_similarity(vectors_nd.float(), targets_nd, dim=-1)
-    # By its embedding: reserved tokens that no training ever touched may share one.
-    is_found_n = (model.table[nearest_n] == model.table[dataset.pad_token]).all(-1)
+    is_text_v = text_rows(dataset.chat, len(model.table))
+    is_found_n = read_as_pads(nearest_n, model.table, dataset.pad_token, is_text_v)
     found = is_found_n[is_pad_n]
     sums = (cosine_n[~is_pad_n].sum(), (~is_pad_n).sum(), found.sum(), is_pad_n.sum())
     vectors_u = dataset.output_length(lengths_u).tolist()
-    texts = [
-        dataset.chat.decode([t for t in part.tolist() if t != dataset.pad_token])
-        for part in nearest_n.cpu().split(vectors_u)
-    ]
+    parts = zip(nearest_n.split(vectors_u), is_found_n.split(vectors_u), strict=True)
+    texts = [dataset.chat.decode(part[~is_found].tolist()) for part, is_found in parts]
     ctc_texts = []
     if ctc_logits is not None:
         labels = ctc_greedy(ctc_logits, model.projector.ctc_length(lengths_u))

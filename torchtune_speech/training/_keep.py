@@ -1,7 +1,7 @@
 """Which speech vectors of a store are no pads, as a stage-1 projector sees it."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchtune_speech import config
-from torchtune_speech.data import chat_format, resolve_token, write_kept
+from torchtune_speech.data import chat_format, resolve_token, text_rows, write_kept
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
-from torchtune_speech.models import ProjectorWithTable
 from torchtune_speech.modules import non_pads
 from torchtune_speech.training._build import build_projector_with_table
 from torchtune_speech.training._check import check_checkpoint_fits
@@ -44,6 +43,74 @@ class KeepReport:
     only_pads: int
 
 
+class NonPads:
+    """Says which speech vectors of an utterance are no pads, as a stage-1 projector sees it.
+
+    Args:
+        checkpoint: run or checkpoint of recipe ``speechmapper``.
+        store: fingerprint of the frames that it is to read.
+        process: where the projector runs.
+        llm_dir: folder of the LLM. Default None: the one the checkpoint names.
+
+    Attributes:
+        fingerprint: of what decides, see :class:`KeptPositions`.
+
+    Raises:
+        InputError: if the checkpoint is of another recipe, or does not fit LLM or frames.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        store: Mapping[str, Any],
+        *,
+        process: Process,
+        llm_dir: str | Path | None = None,
+    ) -> None:
+        cfg = OmegaConf.create(_read_stage_1(checkpoint)["config"])
+        llm_dir = llm_dir or cfg.llm_dir
+        found = {"llm": table_fingerprint(llm_dir), "store": store}
+        check_checkpoint_fits(checkpoint, found, store=True)
+        self._device = process.device
+        self._model = build_projector_with_table(
+            llm_dir=llm_dir,
+            projector=config.instantiate(cfg.projector),
+            projector_checkpoint=checkpoint,
+            process=process,
+        ).eval()
+        chat = chat_format(config.instantiate(cfg.tokenizer))
+        self._pad_token = resolve_token(cfg.pad_token, chat)
+        self._is_text_v = text_rows(chat, len(self._model.table))
+        self.fingerprint: dict[str, Any] = {
+            "projector": projector_digest(checkpoint),
+            "pad_token": self._pad_token,
+            "pads": "all but text",
+        }
+
+    @torch.no_grad()
+    def __call__(self, frames: Sequence[Tensor]) -> tuple[list[int], list[Tensor], Tensor]:
+        """Look at utterances, all at a time, in float32 wherever it is called.
+
+        Args:
+            frames: encoder frames of each utterance, ``[t, d]``.
+
+        Returns:
+            Of each its number of speech vectors, the positions that are no pads, ascending, and
+            whether all were pads (``[u]``), of which one is kept.
+        """
+        model, lengths_u = self._model, torch.tensor([len(f) for f in frames])
+        with torch.autocast(self._device.type, enabled=False):
+            vectors_nd = model.projector(
+                torch.cat(list(frames)).float().to(self._device), lengths_u
+            )
+        counts = model.projector.output_length(lengths_u)
+        keep_n, only_pads_u = non_pads(
+            vectors_nd, counts, model.table, self._pad_token, self._is_text_v
+        )
+        positions = [part.nonzero()[:, 0] for part in keep_n.split(counts.tolist())]
+        return counts.tolist(), positions, only_pads_u
+
+
 def keep_non_pads(
     checkpoint: str | Path,
     *,
@@ -69,39 +136,26 @@ def keep_non_pads(
     Raises:
         InputError: if the checkpoint is of another recipe, or does not fit LLM or store.
     """
-    folder = find_checkpoint(checkpoint)
-    stage = read_stage(folder)
-    if stage["stage"] != "speechmapper":
-        raise InputError(
-            f"{folder}: written by recipe {stage['stage']}, whose projector need not know pads; "
-            "give a run of recipe speechmapper"
-        )
-    cfg = OmegaConf.create(stage["config"])
-    llm_dir = llm_dir or cfg.llm_dir
+    stage = _read_stage_1(checkpoint)
     store = FeatureStore(features, stage["fingerprints"]["store"]["frame_average"])
-    found = {"llm": table_fingerprint(llm_dir), "store": store.fingerprint}
-    check_checkpoint_fits(folder, found, store=True)
-    process = start_process(device)
-    model = build_projector_with_table(
-        llm_dir=llm_dir,
-        projector=config.instantiate(cfg.projector),
-        projector_checkpoint=folder,
-        process=process,
-    ).eval()
-    pad_token = resolve_token(cfg.pad_token, chat_format(config.instantiate(cfg.tokenizer)))
+    non_pads_of = NonPads(
+        checkpoint, store.fingerprint, process=start_process(device), llm_dir=llm_dir
+    )
     kept: dict[str, tuple[int, Any]] = dict.fromkeys(store)  # in the order of the store
     only_pads = 0
     with tqdm(total=len(store), desc="keep", unit="utterance") as bar:
         for keys in _batches(store, max_frames):
-            lengths_u, positions, only_pads_u = _kept(model, store, keys, pad_token, process)
-            kept.update(zip(keys, zip(lengths_u, positions, strict=True), strict=True))
+            lengths, positions, only_pads_u = non_pads_of([store[key] for key in keys])
+            arrays = [part.numpy() for part in positions]
+            kept.update(zip(keys, zip(lengths, arrays, strict=True), strict=True))
             only_pads += int(only_pads_u.sum())
             bar.update(len(keys))
     write_kept(
         output,
         kept,
-        fingerprint={"projector": projector_digest(folder), "pad_token": pad_token},
+        fingerprint=non_pads_of.fingerprint,
         store_fingerprint=store.fingerprint,
+        checksums={key: store.checksum(key) for key in kept},
     )
     return KeepReport(
         utterances=len(kept),
@@ -126,19 +180,12 @@ def _batches(store: FeatureStore, max_frames: int) -> Iterator[list[str]]:
         yield batch
 
 
-@torch.no_grad()
-def _kept(
-    model: ProjectorWithTable,
-    store: FeatureStore,
-    keys: Sequence[str],
-    pad_token: int,
-    process: Process,
-) -> tuple[list[int], list[Any], Tensor]:
-    """Of each utterance its vectors and the positions kept; and which were pads alone."""
-    frames = [store[key] for key in keys]
-    frame_lengths = torch.tensor([len(f) for f in frames])
-    vectors_nd = model.projector(torch.cat(frames).float().to(process.device), frame_lengths)
-    lengths_u = model.projector.output_length(frame_lengths)
-    keep_n, only_pads_u = non_pads(vectors_nd, lengths_u, model.table, pad_token)
-    parts = keep_n.split(lengths_u.tolist())
-    return lengths_u.tolist(), [part.nonzero()[:, 0].numpy() for part in parts], only_pads_u
+def _read_stage_1(checkpoint: str | Path) -> dict[str, Any]:
+    """``stage.json`` of a run of recipe ``speechmapper``; of no other."""
+    stage = read_stage(checkpoint)
+    if stage["stage"] != "speechmapper":
+        raise InputError(
+            f"{find_checkpoint(checkpoint)}: written by recipe {stage['stage']}, whose projector "
+            "need not know pads; give a run of recipe speechmapper"
+        )
+    return stage
