@@ -17,6 +17,7 @@ from torchtune_speech.features import FeatureStore, FeatureWriter, finalize_stor
 from torchtune_speech.files import read_json, read_jsonl
 from torchtune_speech.models import load_embedding_table
 from torchtune_speech.modules import nearest_tokens
+from torchtune_speech.training import keep_non_pads
 
 
 def keep(world, *words):
@@ -106,6 +107,31 @@ def other_kept(mapped, run):
     file = mapped / "kept2.parquet"
     assert keep(mapped, "--checkpoint", str(mapped / "M2"), "--output", str(file)) == 0
     return file
+
+
+def test_utterances_are_read_in_batches(mapped, tmp_path):
+    words = {"features": mapped / "data" / "features", "output": tmp_path / "kept.parquet"}
+    report = keep_non_pads(mapped / "M", **words, max_frames=20)
+    few, usual = (
+        KeptPositions(tmp_path / "kept.parquet"),
+        KeptPositions(mapped / "kept.parquet"),
+    )
+    store = FeatureStore(mapped / "data" / "features")
+    assert report.utterances == len(store) > 3
+    for key in store:
+        vectors = store.num_frames(key)
+        assert few.positions(key, vectors).tolist() == usual.positions(key, vectors).tolist()
+
+
+def test_the_llm_may_have_moved(mapped, tmp_path):
+    moved = (mapped / "llm").rename(tmp_path / "elsewhere")
+    try:
+        assert keep(mapped) == 1
+        output = str(tmp_path / "kept.parquet")
+        assert keep(mapped, "--llm", str(moved), "--output", output) == 0
+    finally:
+        moved.rename(mapped / "llm")
+    assert (tmp_path / "kept.parquet").read_bytes() == (mapped / "kept.parquet").read_bytes()
 
 
 def test_the_command_averages_as_stage_1_did_and_drops_nothing_out(mapped, other_kept):

@@ -193,7 +193,8 @@ def test_a_process_may_have_no_row(mapped, run, tune_run, dtype, max_frames):
 def test_stage_a_begins_where_stage_1_ended(mapped, run):
     out = mapped / "A"
     file = write_config(mapped, "projector", output_dir=str(out), max_steps=1, eval_dataset=None)
-    words = [f"projector_checkpoint={mapped / 'M'}", "optimizer.weight_decay=0"]
+    words = [f"projector_checkpoint={mapped / 'M'}", "normalizer=basic"]
+    words += ["optimizer.weight_decay=0"]
     assert run("projector", "--config", file, *words, "learning_rate.projector.lr=0") == 0
     before, after = weights(mapped / "M" / "step_6"), weights(out / "step_1")
     assert before.keys() == after.keys()
@@ -203,7 +204,7 @@ def test_stage_a_begins_where_stage_1_ended(mapped, run):
 def test_an_llm_with_other_embeddings_is_refused(mapped, run, capsys):
     other = make_llm(mapped / "other", seed=1)
     file = write_config(mapped, "projector", output_dir=str(mapped / "X"), eval_dataset=None)
-    words = [f"projector_checkpoint={mapped / 'M'}", f"llm_dir={other}"]
+    words = [f"projector_checkpoint={mapped / 'M'}", "normalizer=basic", f"llm_dir={other}"]
     assert run("projector", "--config", file, *words) == 1
     assert "trained with the LLM 'llm', this run uses 'other'" in capsys.readouterr().err
     # One that differs elsewhere, as with LoRA merged in, has the same words.

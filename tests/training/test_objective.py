@@ -37,7 +37,6 @@ from torchtune_speech.training import (
 
 ONE = Process(torch.device("cpu"), 0, 1)
 # Speech and text samples, in steps of different numbers of samples and of supervised positions.
-PAD = 9
 ROWS = (((0,), (1, 2), (3,)), ((4, 5), (6,)), ((7,),))
 
 
@@ -74,7 +73,8 @@ def with_targets(world, tmp_path):
     """The world's samples that have room for their transcripts, with target tokens."""
     model, dataset = world
     folder = dataset.store.path.parents[1]
-    return model, tiny_dataset(folder, model.projector, pad_token=PAD, on_too_long="skip")
+    pad = max(dataset.chat.special_ids)
+    return model, tiny_dataset(folder, model.projector, pad_token=pad, on_too_long="skip")
 
 
 def first_step(dataset, **options):
@@ -146,7 +146,7 @@ def test_sigma_weighs_the_cross_entropy_against_the_error_of_each_vector(with_ta
         found = model.projector(frames, torch.tensor([len(frames)]))
         tokens = dataset.chat.encode(sample.transcript)
         for i, vector in enumerate(found):
-            token = tokens[i] if i < len(tokens) else PAD
+            token = tokens[i] if i < len(tokens) else dataset.targets.pad_token
             total = total + F.mse_loss(vector, table[token])
             vectors += 1
     groups = trainable_groups(model, "projector", "lora")

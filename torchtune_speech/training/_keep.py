@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
@@ -78,7 +78,7 @@ class NonPads:
             projector_checkpoint=checkpoint,
             process=process,
         ).eval()
-        chat = chat_format(config.instantiate(cfg.tokenizer))
+        chat = chat_format(config.instantiate(_tokenizer_in(cfg, llm_dir)))
         self._pad_token = resolve_token(cfg.pad_token, chat)
         self._is_text_v = text_rows(chat, len(self._model.table))
         self.fingerprint: dict[str, Any] = {
@@ -178,6 +178,18 @@ def _batches(store: FeatureStore, max_frames: int) -> Iterator[list[str]]:
         frames += length
     if batch:
         yield batch
+
+
+def _tokenizer_in(cfg: DictConfig, llm_dir: str | Path) -> DictConfig:
+    """The tokenizer's settings, whose files lie in the LLM's folder, wherever that is now."""
+    before = Path(cfg.llm_dir)
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, str) or not Path(value).is_relative_to(before):
+            return value
+        return str(Path(llm_dir) / Path(value).relative_to(before))
+
+    return OmegaConf.create({key: moved(value) for key, value in cfg.tokenizer.items()})
 
 
 def _read_stage_1(checkpoint: str | Path) -> dict[str, Any]:
