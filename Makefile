@@ -73,7 +73,7 @@ lint: venv ## check style and formatting
 demo: venv ## train and score the whole system in the nano world, 13 to 18 minutes on two cores
 	$(BIN)/python -m torchtune_speech.nano.demo
 
-demo-2026: venv ## both versions of SpeechMapper beside the demo's system, some 25 minutes after `make demo`
+demo-2026: venv ## both versions of SpeechMapper beside the demo's system, some 30 minutes after `make demo`
 	$(BIN)/python -m torchtune_speech.nano.demo_2026
 
 an4: venv ## real people speaking: features, projector and scores on AN4
