@@ -33,7 +33,7 @@ from torchtune_speech.data import (
     data_fingerprint,
     mcif_task,
     spread,
-    text_rows,
+    text_token_rows,
     write_mcif_output,
 )
 from torchtune_speech.encoders import load_audio, silence_windows
@@ -178,7 +178,7 @@ class SpeechGenerateRecipe:
         )
         if cfg.nearest_tokens:
             embedding = self.model.decoder.tok_embeddings
-            is_text = text_rows(self.chat, embedding.num_embeddings)
+            is_text = text_token_rows(self.chat, embedding.num_embeddings)
             self.model.projector = NearestEmbeddings(
                 self.model.projector, embedding, pad_token, is_text
             )

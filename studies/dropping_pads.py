@@ -36,7 +36,7 @@ from torchtune_speech.data import (
     resolve_token,
     sample_to_row,
     spread,
-    text_rows,
+    text_token_rows,
     write_kept,
     write_manifest,
 )
@@ -314,7 +314,7 @@ def look_at_vectors(options: argparse.Namespace) -> None:
         projector_checkpoint=training.find_checkpoint(options.stage_1),
         process=training.start_process("cpu"),
     ).eval()
-    rows, exact, is_text_v = [], {}, text_rows(chat, len(model.table))
+    rows, exact, is_text_v = [], {}, text_token_rows(chat, len(model.table))
     for sample in load_manifest(out / "data" / "test.jsonl", tasks=["asr"]):
         key = sample.audio[0].key
         lengths_u = torch.tensor([store.num_frames(key)])

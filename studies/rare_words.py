@@ -1,6 +1,6 @@
 """Why does rounding to the nearest token help? Speech vectors of rare and of frequent tokens.
 
-    python studies/rare_words.py      # after `make demo-2026`; half a minute
+    python studies/rare_words.py      # after `make demo-2026`; some seconds
 
 Prints two tables, by how often a token stands in the transcripts of the training data. The first
 tells how well stage 1 of SpeechMapper hits it: the share of its vectors that are nearest to it, and

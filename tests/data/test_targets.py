@@ -8,7 +8,13 @@ import pytest
 import torch
 from tiny_world import FAMILIES, SENTENCES, make_chat, make_data, make_llm, make_tokenizer
 
-from torchtune_speech.data import StepBatches, pad_targets, resolve_token, text_rows, write_kept
+from torchtune_speech.data import (
+    StepBatches,
+    pad_targets,
+    resolve_token,
+    text_token_rows,
+    write_kept,
+)
 from torchtune_speech.data._plan import Step
 from torchtune_speech.datasets import speech_dataset, transcript_dataset
 from torchtune_speech.errors import InputError
@@ -86,7 +92,7 @@ def test_a_pad_token_is_an_id_or_a_name_of_what_no_text_holds(world, tmp_path, f
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_text_are_those_that_texts_are_made_of(tmp_path, family):
     chat = make_chat(make_llm(tmp_path / family, family=family))
-    is_text = text_rows(chat, chat.vocab_size + 7)
+    is_text = text_token_rows(chat, chat.vocab_size + 7)
     assert is_text.dtype == torch.bool and is_text.shape == (chat.vocab_size + 7,)
     assert all(is_text[chat.encode(" ".join(SENTENCES))])
     assert is_text.nonzero()[:, 0].tolist() == [i for i, t in enumerate(chat.token_texts) if t]

@@ -1,6 +1,6 @@
 """Manifests, prompts, interleaving, batch planning, collation: tokens and lengths, no weights."""
 
-from torchtune_speech.data._chat import ChatFormat, chat_format, text_rows
+from torchtune_speech.data._chat import ChatFormat, chat_format, text_token_rows
 from torchtune_speech.data._choices import choice_letter, find_choice
 from torchtune_speech.data._collate import Batch, StepBatches, collate_rows
 from torchtune_speech.data._ctc_labels import CharacterLabels, CTCLabels, TokenLabels, ctc_labels
@@ -107,7 +107,7 @@ __all__ = [
     "segment_manifest",
     "segment_samples",
     "spread",
-    "text_rows",
+    "text_token_rows",
     "text_twin",
     "unanswerable_samples",
     "word_overlap",

@@ -71,7 +71,7 @@ def chat_format(tokenizer: Llama3Tokenizer | ChatFormat) -> ChatFormat:
     return Llama3ChatFormat(tokenizer) if isinstance(tokenizer, Llama3Tokenizer) else tokenizer
 
 
-def text_rows(chat: ChatFormat, rows: int) -> Tensor:
+def text_token_rows(chat: ChatFormat, rows: int) -> Tensor:
     """Which rows of the LLM's embedding table are tokens that a text can hold.
 
     Args:

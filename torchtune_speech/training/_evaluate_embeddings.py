@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchtune_speech.data import TranscriptDataset, collate_transcripts, spread, text_rows
+from torchtune_speech.data import TranscriptDataset, collate_transcripts, spread, text_token_rows
 from torchtune_speech.evaluation import wer
 from torchtune_speech.models import ProjectorWithTable
 from torchtune_speech.modules import ctc_greedy, nearest_tokens, read_as_pads
@@ -101,7 +101,7 @@ def _transcribe(
     nearest_n, is_pad_n = nearest_tokens(vectors_nd, model.table), batch["is_pad"]
     targets_nd = model.table[batch["target_tokens"]].float()
     cosine_n = F.cosine_similarity(vectors_nd.float(), targets_nd, dim=-1)
-    is_text_v = text_rows(dataset.chat, len(model.table))
+    is_text_v = text_token_rows(dataset.chat, len(model.table))
     is_found_n = read_as_pads(nearest_n, model.table, dataset.pad_token, is_text_v)
     found = is_found_n[is_pad_n]
     sums = (cosine_n[~is_pad_n].sum(), (~is_pad_n).sum(), found.sum(), is_pad_n.sum())

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchtune_speech import config
-from torchtune_speech.data import chat_format, resolve_token, text_rows, write_kept
+from torchtune_speech.data import chat_format, resolve_token, text_token_rows, write_kept
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
 from torchtune_speech.modules import non_pads
@@ -80,7 +80,7 @@ class NonPads:
         ).eval()
         chat = chat_format(config.instantiate(_tokenizer_in(cfg, llm_dir)))
         self._pad_token = resolve_token(cfg.pad_token, chat)
-        self._is_text_v = text_rows(chat, len(self._model.table))
+        self._is_text_v = text_token_rows(chat, len(self._model.table))
         self.fingerprint: dict[str, Any] = {
             "projector": projector_digest(checkpoint),
             "pad_token": self._pad_token,
