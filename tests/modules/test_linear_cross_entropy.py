@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torchtune_speech.modules import linear_cross_entropy_sum
+from torchtune_speech.modules import _linear_cross_entropy, linear_cross_entropy_sum
 
 
 def inputs(count=23, dim=16, vocab=50, dtype=torch.float32):
@@ -39,6 +39,22 @@ def test_bfloat16_is_summed_in_float32():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
     assert hidden.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("widened", [7, 50, 4096])  # the vocabulary has 50
+def test_products_in_float32_give_what_those_in_bfloat16_give(monkeypatch, widened):
+    hidden, weight, labels = inputs(dtype=torch.bfloat16)
+    monkeypatch.setattr(_linear_cross_entropy, "_WIDENED", widened)
+    losses, gradients = [], []
+    for wide in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(_linear_cross_entropy, "product_dtype", lambda *_, wide=wide: wide)
+        loss = linear_cross_entropy_sum(hidden, weight, labels, 8)
+        losses.append(loss.item())
+        gradients.append(torch.autograd.grad(loss, (hidden, weight)))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    for wide, plain in zip(*gradients, strict=True):
+        assert wide.dtype == torch.bfloat16
+        torch.testing.assert_close(wide, plain, rtol=0.05, atol=0.05)
 
 
 def test_autocast_changes_nothing():

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torchtune_speech.modules import lora_linear, swiglu
+from torchtune_speech.modules import _low_rank, lora_linear, swiglu
 
 
 def parts(dtype=torch.float32):
@@ -24,8 +24,10 @@ def test_output_and_gradients_equal_the_plain_ones():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("wide", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_frozen_weight_in_bfloat16_under_an_update_in_float32(autocast):
+def test_a_frozen_weight_in_bfloat16_under_an_update_in_float32(monkeypatch, autocast, wide):
+    monkeypatch.setattr(_low_rank, "product_dtype", lambda *_: wide)
     x, w, a, b = parts(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = lora_linear(x, w, a, b, 2.0)
@@ -36,6 +38,16 @@ def test_a_frozen_weight_in_bfloat16_under_an_update_in_float32(autocast):
     (exact[0] @ w.float().T + 2.0 * (exact[0] @ exact[1].T) @ exact[2].T).sum().backward()
     for ours, plain in zip((x, a, b), exact, strict=True):
         torch.testing.assert_close(ours.grad.float(), plain.grad, rtol=0.05, atol=0.3)
+
+
+def test_what_is_widened_for_the_products_is_not_kept(monkeypatch):
+    monkeypatch.setattr(_low_rank, "product_dtype", lambda *_: torch.float32)
+    x, w, a, b = parts(torch.bfloat16)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        lora_linear(x, w, a, b, 2.0)
+    wide = {tuple(t.shape) for t in kept if t.dtype == torch.float32}
+    assert len(kept) == 5 and not wide & {(5, 6), (7, 6)}
 
 
 def test_what_is_frozen_gets_no_gradient():

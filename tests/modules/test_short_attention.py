@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torchtune_speech.modules import Packing, packed_attention
+from torchtune_speech.modules import Packing, _attention, packed_attention
 from torchtune_speech.modules._short_attention import short_attention
 
 
@@ -27,16 +27,22 @@ def test_output_and_gradients_equal_torch_s_attention(length, kind):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("wide", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-def test_packed_attention_in_bfloat16_is_that_of_float32_to_its_precision(causal):
+def test_packed_attention_in_bfloat16_is_that_of_float32_to_its_precision(
+    monkeypatch, causal, autocast, wide
+):
+    monkeypatch.setattr(_attention, "product_dtype", lambda *_: wide)
     torch.manual_seed(0)
     packing = Packing.from_lengths(torch.tensor([200, 30, 7]), min_frames=1)
     qkv = torch.randn(237, 3, 2, 16).bfloat16()
     exact = packed_attention(qkv.float(), packing, causal)
     assert len(packing.shapes) > 1
-    torch.testing.assert_close(
-        packed_attention(qkv, packing, causal).float(), exact, rtol=0.02, atol=0.02
-    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = packed_attention(qkv, packing, causal)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchtune_speech.modules._packing import Packing
+from torchtune_speech.modules._product_dtype import product_dtype
 from torchtune_speech.modules._short_attention import short_attention
 
 Rotary = tuple[Tensor, Tensor]
@@ -76,12 +77,14 @@ def _attend(
     q_uhld: Tensor, k_uhld: Tensor, v_uhld: Tensor, mask: Tensor | None, causal: bool
 ) -> Tensor:
     """Attention by the kernel that is fastest where the tensors are."""
-    length = q_uhld.shape[2]
-    if q_uhld.device.type == "cpu" and q_uhld.dtype == torch.bfloat16 and length <= _SHORT:
+    length, dtype = q_uhld.shape[2], q_uhld.dtype
+    if q_uhld.device.type == "cpu" and dtype == torch.bfloat16 and length <= _SHORT:
         if mask is not None:  # [u, 1, 1, l]
             mask = mask[:, 0, 0].repeat_interleave(q_uhld.shape[1], dim=0)
-        flat = (x.flatten(0, 1) for x in (q_uhld, k_uhld, v_uhld))
-        return short_attention(*flat, mask, causal).view(q_uhld.shape)
+        wide = product_dtype("cpu", dtype)
+        flat = (x.flatten(0, 1).to(wide) for x in (q_uhld, k_uhld, v_uhld))
+        with torch.autocast("cpu", enabled=False):  # it would narrow them again
+            return short_attention(*flat, mask, causal).to(dtype).view(q_uhld.shape)
     return F.scaled_dot_product_attention(q_uhld, k_uhld, v_uhld, attn_mask=mask, is_causal=causal)
 
 

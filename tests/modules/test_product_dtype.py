@@ -1,0 +1,55 @@
+import itertools
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torchtune_speech.modules import _product_dtype
+from torchtune_speech.modules._product_dtype import product_dtype
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A CPU that is slow in bfloat16."""
+    monkeypatch.setattr(_product_dtype, "_is_slow_in_bfloat16", lambda: True)
+
+
+@pytest.mark.usefixtures("slow")
+def test_only_bfloat16_on_a_cpu_is_widened():
+    assert product_dtype("cpu", torch.bfloat16) == torch.float32
+    for device, dtype in [
+        ("cuda", torch.bfloat16),
+        ("cpu", torch.float16),
+        ("cpu", torch.float32),
+        ("cpu", torch.float64),
+    ]:
+        assert product_dtype(device, dtype) == dtype
+
+
+@pytest.mark.usefixtures("slow")
+def test_nothing_is_widened_on_tensors_without_content():
+    with FakeTensorMode():
+        assert product_dtype("cpu", torch.bfloat16) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("bfloat16_s", "slow"), [(2.0, True), (1.3, True), (1.2, False), (1.0, False), (0.5, False)]
+)
+def test_the_clearly_faster_dtype_is_found(monkeypatch, bfloat16_s, slow):
+    now = 0.0
+    taken = itertools.cycle([1.0, bfloat16_s])  # float32 first, then bfloat16
+
+    def multiply(*operands):
+        nonlocal now
+        now += next(taken)
+
+    monkeypatch.setattr(_product_dtype.torch, "mm", multiply)
+    monkeypatch.setattr(_product_dtype.time, "perf_counter", lambda: now)
+    assert _product_dtype._is_slow_in_bfloat16.__wrapped__() is slow
+
+
+def test_it_is_tried_once_a_process(monkeypatch):
+    _product_dtype._is_slow_in_bfloat16.cache_clear()
+    first = product_dtype("cpu", torch.bfloat16)
+    monkeypatch.setattr(_product_dtype.torch, "mm", None)  # a second trial would fail
+    assert product_dtype("cpu", torch.bfloat16) == first
