@@ -2,10 +2,11 @@
 
 A Llama with LoRA and a projector trains on speech samples of 2 to 20 seconds and on their text
 twins, in turn. Ours packs samples into rows; the peer (`peer.py`: Hugging Face, PEFT) pads them to
-the longest of a batch, in random order or grouped by length. torchtune's own LoRA step takes our
-packed rows of text. A sample or token is counted when it holds something, padding never; each
-figure is a whole step with its optimizer. Before anything is measured, losses and gradients of
-ours and the peer are compared on the same samples: they must be equal.
+the longest of a batch, in random order or grouped by length, or takes them one by one. torchtune's
+own LoRA step takes our packed rows of text. A sample or token is counted when it holds something,
+padding never; each figure is a whole step with its optimizer, the fastest of a few, and all
+systems take turns. Before anything is measured, losses and gradients of ours and the peer are
+compared on the same samples: they must be equal.
 
     python benchmarks/train_step.py                    # 100 million parameters, on the CPU
     python benchmarks/train_step.py --size nano
@@ -15,6 +16,7 @@ ours and the peer are compared on the same samples: they must be equal.
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,11 +40,11 @@ from torchtune.models.llama3_1 import lora_llama3_1
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.modules.loss import CEWithChunkedOutputLoss
 from torchtune.modules.peft import disable_adapter
-from torchtune.training import set_activation_checkpointing, set_default_dtype
+from torchtune.training import compile_model, set_activation_checkpointing, set_default_dtype
 from tqdm import tqdm
 
 from torchtune_speech import training
-from torchtune_speech.data import Plan, Source, Step, StepBatches, fill
+from torchtune_speech.data import Plan, Source, Step, StepBatches
 from torchtune_speech.models import (
     SpeechLLM,
     block_causal_mask,
@@ -57,11 +59,12 @@ FRAME_DIM = 1024
 # choose from, samples to draw from, pairs of a speech and a text step of ours that are timed.
 SETTINGS: dict[str, dict[str, Any]] = {
     "nano": {"projector": 192, "row": 512, "rows": 4, "peer": [8, 16, 32], "pairs": 12},
-    "100m": {"projector": 384, "row": 512, "rows": 4, "peer": [2, 4], "pairs": 4},
+    "100m": {"projector": 384, "row": 512, "rows": 4, "peer": [1, 2, 4], "pairs": 4},
     "8b": {"projector": 1024, "row": 8192, "rows": 2, "peer": [8, 16, 32], "pairs": 4},
 }
 POOL = 2048
 ROUNDS = 2
+MOST_BATCHES = 16  # of the peer and a kind that are timed
 LORA = {"lora_rank": 8, "lora_alpha": 16}
 ALL_LORA = {
     "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
@@ -97,7 +100,9 @@ def main() -> None:
     arguments.add_argument("--pairs", type=int, help="speech and text steps of ours that are timed")
     arguments.add_argument("--peer-batch-sizes", type=int, nargs="+")
     arguments.add_argument("--trace", type=Path, help="profile two of our steps into this file")
-    arguments.add_argument("--compile", action="store_true", help="compile our layers")
+    arguments.add_argument(
+        "--compile", action="store_true", help="compile the layers of all systems"
+    )
     arguments.add_argument(
         "--checkpointing", action="store_true", help="recompute layers in the backward pass, all"
     )
@@ -152,6 +157,8 @@ def build_models(
         set_activation_checkpointing(ours, auto_wrap_policy={TransformerSelfAttentionLayer})
     if options.compile:
         training.compile_layers(ours)
+        for layer in llm.model.layers:
+            layer.compile(dynamic=True)  # its batches are as long as their longest sample
     return ours.train(), peer.train()
 
 
@@ -171,30 +178,48 @@ def check_equal(
     options: argparse.Namespace,
     dtype: torch.dtype,
 ) -> dict[str, float]:
-    """Relative differences of loss and projector gradient between the two, on the same samples."""
+    """Relative differences of losses and gradients between the two, on the same samples.
+
+    Ours has them laid out as they are where it is timed, several samples in a row.
+    """
     few = list(range(4 if options.size != "nano" else 8))
     limit = 1e-3 if dtype == torch.float32 else 3e-2
     found = {}
-    for is_twin in (False, True):
-        step = Step(0, 0, "st", tuple((i,) for i in few), is_twin, {})
+    for kind in ("speech", "text"):
+        step = Step(0, 0, "st", (tuple(few),), kind == "text", {})
         losses = [
             our_loss(ours, step, dataset, options, dtype),
-            peer_loss(peer, few, is_twin, dataset, options, dtype),
+            peer_loss(peer, few, step.is_twin, dataset, options, dtype),
         ]
-        kind = "text" if is_twin else "speech"
         found[f"{kind}_loss"] = abs(losses[0] - losses[1]) / losses[1]
-        if not is_twin:
-            norms = [gradient(model.projector) for model in (ours, peer)]
-            found["projector_gradient"] = float((norms[0] - norms[1]).norm() / norms[1].norm())
+        found[f"{kind}_lora_gradient"] = difference(
+            our_lora_gradient(ours, peer), gradient(peer.llm)
+        )
+        if kind == "speech":
+            gradients = [gradient(model.projector) for model in (ours, peer)]
+            found["projector_gradient"] = difference(*gradients)
         ours.zero_grad(), peer.zero_grad()
     if max(found.values()) > limit:
         raise SystemExit(f"ours and the peer differ: {found}")
     return found
 
 
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Norm of the difference, relative to theirs."""
+    return float((ours - theirs).norm() / theirs.norm())
+
+
 def gradient(module: nn.Module) -> torch.Tensor:
     """All gradients of a module in one vector."""
-    return torch.cat([p.grad.float().flatten() for p in module.parameters()])
+    return torch.cat([p.grad.float().flatten() for p in module.parameters() if p.requires_grad])
+
+
+def our_lora_gradient(ours: SpeechLLM, peer: PeerSpeechLLM) -> torch.Tensor:
+    """Gradients of our LoRA in one vector, in the order of the peer's."""
+    ours_by_name = {n: p.grad.float() for n, p in ours.decoder.named_parameters() if "lora_" in n}
+    gradients = to_peft(ours_by_name, peer.llm.get_base_model().config.to_dict())
+    names = [n.replace(".default.", ".") for n, p in peer.llm.named_parameters() if p.requires_grad]
+    return torch.cat([gradients[name].flatten() for name in names])
 
 
 def our_loss(
@@ -205,7 +230,7 @@ def our_loss(
     dtype: torch.dtype,
 ) -> float:
     """Loss of a step, with its gradients."""
-    batches = StepBatches(dataset)[step]
+    (batches,) = prepare([step], dataset, options)
     process = training.start_process(options.device)
     return training.forward_backward(model, batches, process, dtype=dtype).read().loss
 
@@ -249,40 +274,39 @@ def measure(
     """Samples and tokens a second of each system, for speech, text and both in turn."""
     steps = our_steps(dataset, options)
     batches = prepare(steps, dataset, options)
-    step_ours = our_step(ours, options, dtype)
-    step_peer = peer_step(peer, options, dtype)
+    step_ours = our_step(ours, options, dtype, "projector", "lora")
     lengths = {"speech": dataset.lengths, "text": dataset.twin_lengths()}
     wanted = len([s for s in steps[2:] if not s.is_twin]) * len(steps[0].samples)
-    jobs = {"ours": our_jobs(step_ours, steps, batches)}
-    for name, make in (("padded", random_batches), ("grouped", grouped_batches)):
-        for size in options.peer_batch_sizes:
-            chosen = peer_jobs(step_peer, make, lengths, size, wanted, dataset, options)
-            jobs[f"{name}, batch {size}"] = chosen
+    jobs = {
+        "ours": our_jobs(step_ours, steps, batches),
+        "stage A": stage_a_jobs(ours, steps, batches, options, dtype),
+        "torchtune": torchtune_jobs(steps, dataset, options, dtype),
+        **peer_systems(peer, lengths, wanted, dataset, options, dtype),
+    }
     runs, peaks = run_in_turns(jobs, options)
-    table: dict[str, Any] = {"ours": speeds(runs["ours"], lengths)}
-    table["ours"]["fill"] = fills(steps, dataset, options.row)
-    table["ours"]["peak_gib"] = peaks["ours"]
+    table: dict[str, Any] = {}
+    for name, of_system in jobs.items():
+        table[name] = speeds(runs[name], lengths)
+        table[name]["fill"] = fills(of_system)
+        table[name]["peak_gib"] = peaks[name]
     table["ours"]["useful_flops"] = useful_flops(ours, steps, batches, options)
     if options.trace:
         trace(step_ours, steps[-2:], batches[-2:], options)
-    table["stage A"] = speeds(run_stage_a(ours, steps, batches, options, dtype), lengths)
-    for name in ("padded", "grouped"):
-        sizes = {
-            size: speeds(runs[f"{name}, batch {size}"], lengths)
-            for size in options.peer_batch_sizes
-        }
-        for size, found in sizes.items():
-            print(f"peer, {name}, batch {size}: {found['both']['samples_per_s']:.3g} samples/s")
-        size = max(sizes, key=lambda s: sizes[s]["both"]["samples_per_s"])
-        used = jobs[f"{name}, batch {size}"]
-        full = sum(job.tokens for job in used) / sum(job.positions for job in used)
-        table[name] = {**sizes[size], "batch_size": size, "fill": round(full, 3)}
-        table[name]["peak_gib"] = peaks[f"{name}, batch {size}"]
-    # Its attention is the square of a row: rows as they were planned.
-    make = StepBatches(dataset, seq_len=options.row)
-    text = [(step, make[step]) for step in steps if step.is_twin]
-    table["torchtune"] = speeds(run_torchtune(text, options, dtype), lengths)
-    return table
+    return with_best_batches(table)
+
+
+def with_best_batches(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with one row for each way of making batches, at the size that suits it best."""
+    best: dict[str, Any] = {}
+    for name, found in table.items():
+        way, _, size = name.partition(", batch ")
+        if size:
+            print(f"peer, {name}: {found['both']['samples_per_s']:.3g} samples/s")
+            found = {**found, "batch_size": int(size)}
+        known = best.get(way)
+        if not known or found["both"]["samples_per_s"] > known["both"]["samples_per_s"]:
+            best[way] = found
+    return best
 
 
 def our_steps(dataset: SyntheticDataset, options: argparse.Namespace) -> list[Step]:
@@ -322,13 +346,14 @@ def our_step(
     dtype: torch.dtype,
     *trained: str,
 ) -> Callable[[Step, list[Any]], None]:
-    """One optimizer step, as the recipe takes it; of projector and LoRA where not said."""
-    groups = training.trainable_groups(model, *(trained or ("projector", "lora")))
+    """One optimizer step of the parameter groups that are trained, as the recipe takes it."""
+    groups = training.trainable_groups(model, *trained)
     parameters = [p for group in groups.values() for p in group.values()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     process = training.start_process(options.device)
 
     def run(step: Step, batches: list[Any]) -> None:
+        training.trainable_groups(model, *trained)  # another system may have frozen some
         sums = training.forward_backward(model, batches, process, dtype=dtype)
         training.update(optimizer, groups, sums, step, None, clip_grad_norm=1.0)
 
@@ -356,7 +381,7 @@ def peer_step(
 def our_jobs(
     run: Callable[[Step, list[Any]], None], steps: Sequence[Step], batches: Sequence[list[Any]]
 ) -> list[Job]:
-    """Our steps; the first pair warms up."""
+    """Our steps; the first of a kind warms up."""
     return [
         Job(
             "text" if step.is_twin else "speech",
@@ -380,43 +405,49 @@ def run_in_turns(
         Of each system kind to its steps that were timed, all but the first of a kind, and the peak
         memory of the first round.
     """
-    runs: dict[str, dict[str, list[Run]]] = {name: {"speech": [], "text": []} for name in jobs}
+    runs: dict[str, dict[str, list[Run]]] = {name: {} for name in jobs}
     peaks: dict[str, float | None] = {}
-    progress = tqdm(total=sum(len(j) - 2 for j in jobs.values()), desc="steps of all systems")
+    kinds = {name: by_kind(of_system) for name, of_system in jobs.items()}
+    timed = sum(len(k) - 1 for of_system in kinds.values() for k in of_system.values())
+    progress = tqdm(total=timed, desc="steps of all systems")
     for number in range(ROUNDS):
-        for name, of_system in jobs.items():
-            first, *pairs = zip(of_system[::2], of_system[1::2], strict=True)
+        for name, of_system in kinds.items():
             reset_peak(options)
-            for job in first:  # memory and caches as they are amid many steps of its own
-                job.run()
-            for job in (job for pair in pairs[number::ROUNDS] for job in pair):
+            for of_kind in of_system.values():  # memory and caches as they are amid many steps
+                of_kind[0].run()
+            rest = [of_kind[1:][number::ROUNDS] for of_kind in of_system.values()]
+            for job in (job for turn in zip_longest(*rest) for job in turn if job):
                 taken = min(seconds(job.run, options.device) for _ in range(options.repeats))
-                runs[name][job.kind].append((taken, job.samples, job.tokens))
+                runs[name].setdefault(job.kind, []).append((taken, job.samples, job.tokens))
                 progress.update()
             peaks.setdefault(name, peak_gib(options))
     return runs, peaks
 
 
-def run_stage_a(
+def by_kind(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """Kind to its jobs; a kind that is absent is left out."""
+    kinds = {kind: [job for job in jobs if job.kind == kind] for kind in ("speech", "text")}
+    return {kind: found for kind, found in kinds.items() if found}
+
+
+def stage_a_jobs(
     model: SpeechLLM,
     steps: Sequence[Step],
     batches: Sequence[list[Any]],
     options: argparse.Namespace,
     dtype: torch.dtype,
-) -> dict[str, list[Run]]:
-    """Times of stage A on our speech steps: the projector alone, through the LLM without LoRA.
+) -> list[Job]:
+    """Stage A on our speech steps: the projector alone, through the LLM without LoRA.
 
     Stage B is the text steps of stage C, with the projector's optimizer left out.
     """
-    speech = [(s, b) for s, b in zip(steps, batches, strict=True) if not s.is_twin]
-    found: list[Run] = []
-    with disable_adapter(model):
-        run = our_step(model, options, dtype, "projector")
-        for number, (step, made) in enumerate(speech):
-            taken = seconds(lambda s=step, m=made: run(s, m), options.device)
-            if number:
-                found.append((taken, len(step.samples), count_tokens(made)))
-    return {"speech": found}
+    step_a = our_step(model, options, dtype, "projector")
+
+    def run(step: Step, made: list[Any]) -> None:
+        with disable_adapter(model):
+            step_a(step, made)
+
+    return [job for job in our_jobs(run, steps, batches) if job.kind == "speech"]
 
 
 def trace(
@@ -503,6 +534,27 @@ def peak_gib(options: argparse.Namespace) -> float | None:
     return None if options.device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
 
 
+def peer_systems(
+    peer: PeerSpeechLLM,
+    lengths: Mapping[str, np.ndarray],
+    wanted: int,
+    dataset: SyntheticDataset,
+    options: argparse.Namespace,
+    dtype: torch.dtype,
+) -> dict[str, list[Job]]:
+    """Steps of the peer for each way of making batches and each size; one by one pads nothing."""
+    run = peer_step(peer, options, dtype)
+    systems = {}
+    for size in options.peer_batch_sizes:
+        for way, make in (("padded", random_batches), ("grouped", grouped_batches)):
+            if size > 1:
+                made = peer_jobs(run, make, lengths, size, wanted, dataset)
+                systems[f"{way}, batch {size}"] = made
+    if 1 in options.peer_batch_sizes:
+        systems["one by one"] = peer_jobs(run, random_batches, lengths, 1, wanted, dataset)
+    return systems
+
+
 def peer_jobs(
     run: Callable[[dict[str, Any]], None],
     make: Callable[..., list[list[int]]],
@@ -510,20 +562,18 @@ def peer_jobs(
     size: int,
     wanted: int,
     dataset: SyntheticDataset,
-    options: argparse.Namespace,
 ) -> list[Job]:
-    """Steps of the peer, speech and text in turn, on batches that stand for all of its epoch."""
-    jobs: dict[str, list[Job]] = {}
+    """Steps of the peer on batches that stand for all of its epoch."""
+    jobs: list[Job] = []
     for kind, of_kind in lengths.items():
         orders = of_kind.tolist()
         batches = make(orders if make is grouped_batches else len(orders), size)
-        chosen = spread(batches, of_kind, max(2, round(wanted / size)))
-        jobs[kind] = []
+        chosen = spread(batches, of_kind, min(max(2, round(wanted / size)), MOST_BATCHES))
         for numbers in (chosen[0], *chosen):  # the first warms up
             batch = peer_items(numbers, kind == "text", dataset)
             tokens, positions = int(of_kind[numbers].sum()), batch["tokens_bs"].numel()
-            jobs[kind].append(Job(kind, partial(run, batch), len(numbers), tokens, positions))
-    return [job for pair in zip(*jobs.values(), strict=True) for job in pair]
+            jobs.append(Job(kind, partial(run, batch), len(numbers), tokens, positions))
+    return jobs
 
 
 def spread(batches: list[list[int]], lengths: np.ndarray, count: int) -> list[list[int]]:
@@ -532,10 +582,24 @@ def spread(batches: list[list[int]], lengths: np.ndarray, count: int) -> list[li
     return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
 
 
-def run_torchtune(
-    text: Sequence[tuple[Step, list[Any]]], options: argparse.Namespace, dtype: torch.dtype
-) -> dict[str, list[Run]]:
-    """Torchtune's LoRA step on the same packed rows of text: its model, its loss, all positions."""
+def torchtune_jobs(
+    steps: Sequence[Step],
+    dataset: SyntheticDataset,
+    options: argparse.Namespace,
+    dtype: torch.dtype,
+) -> list[Job]:
+    """Torchtune's LoRA step on our packed rows of text: its model, its loss, all positions."""
+    run = torchtune_step(options, dtype)
+    # Its attention is the square of a row: rows as they were planned.
+    make = StepBatches(dataset, seq_len=options.row)
+    text = [step for step in steps if step.is_twin]
+    return our_jobs(lambda _, batches: run(batches), text, [make[step] for step in text])
+
+
+def torchtune_step(
+    options: argparse.Namespace, dtype: torch.dtype
+) -> Callable[[Sequence[Any]], None]:
+    """One optimizer step of torchtune's Llama with LoRA."""
     shape = SIZES[options.size]
     with torch.device(options.device), set_default_dtype(dtype):
         model = lora_llama3_1(**ALL_LORA, **LORA, **shape)
@@ -547,13 +611,16 @@ def run_torchtune(
     model.set_num_output_chunks(loss_fn.num_output_chunks)
     if options.checkpointing:
         set_activation_checkpointing(model, auto_wrap_policy={TransformerSelfAttentionLayer})
+    if options.compile:
+        compile_model(model, verbose=False)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    device = torch.device(options.device)
 
-    def run(batches: list[Any]) -> None:
+    def run(batches: Sequence[Any]) -> None:
         for batch in batches:
-            b = training.to_device(batch, torch.device(options.device))
-            with training.autocast(torch.device(options.device), dtype):
+            b = training.to_device(batch, device)
+            with training.autocast(device, dtype):
                 ids = b["document_ids"]
                 mask = block_causal_mask(ids) if ids.is_cuda else dense_causal_mask(ids)
                 logits = model(b["tokens"], mask=mask, input_pos=b["input_pos"])
@@ -563,13 +630,7 @@ def run_torchtune(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    kinds: dict[str, list[Run]] = {"text": []}
-    for number, (step, batches) in enumerate(text):
-        taken = seconds(lambda b=batches: run(b), options.device)
-        tokens = count_tokens(batches)
-        if number:
-            kinds["text"].append((taken, len(step.samples), tokens))
-    return kinds
+    return run
 
 
 def speeds(
@@ -602,14 +663,12 @@ def speeds(
     return result
 
 
-def fills(steps: Sequence[Step], dataset: SyntheticDataset, row: int) -> dict[str, float]:
-    """Share of full positions in our timed rows, speech and text apart."""
-    twins = dataset.twin_lengths()
-    found: dict[str, list[float]] = {"speech": [], "text": []}
-    for step in steps[2:]:
-        lengths = twins if step.is_twin else dataset.lengths
-        found["text" if step.is_twin else "speech"].append(fill(step, lengths, row))
-    return {kind: round(float(np.mean(values)), 3) for kind, values in found.items()}
+def fills(jobs: Sequence[Job]) -> dict[str, float]:
+    """Share of the computed positions that hold something, speech and text apart."""
+    return {
+        kind: round(sum(j.tokens for j in timed) / sum(j.positions for j in timed), 3)
+        for kind, (_, *timed) in by_kind(jobs).items()
+    }
 
 
 def report(
@@ -622,17 +681,19 @@ def report(
     rows = []
     for name, found in table.items():
         batch = f", batch {found['batch_size']}" if "batch_size" in found else ""
-        full = found.get("fill", "-")
-        if isinstance(full, dict):
-            full = " / ".join(f"{share:.3f}" for share in full.values())
+        full = " / ".join(f"{share:.3f}" for share in found["fill"].values())
         speed = [
             found[kind][f"{unit}_per_s"] if kind in found else "-"
             for kind, unit in (("speech", "tokens"), ("text", "tokens"), ("both", "samples"))
         ]
-        rows.append([name + batch, *speed, str(full)])
-    print_table(["", "speech tokens/s", "text tokens/s", "samples/s", "rows full"], rows)
+        rows.append([name + batch, *speed, full])
+    print_table(["", "speech tokens/s", "text tokens/s", "samples/s", "positions full"], rows)
     both = {n: found["both"]["samples_per_s"] for n, found in table.items() if "both" in found}
-    ratios = {f"ratio_vs_{n}": round(both["ours"] / both[n], 2) for n in ("padded", "grouped")}
+    ratios = {
+        f"ratio_vs_{name.replace(' ', '_')}": round(both["ours"] / rate, 2)
+        for name, rate in both.items()
+        if name != "ours"
+    }
     text = [table[n]["text"]["tokens_per_s"] for n in ("ours", "torchtune")]
     ratios["text_ratio_vs_torchtune"] = round(text[0] / text[1], 2)
     print("  ".join(f"{name} {ratio}" for name, ratio in ratios.items()))

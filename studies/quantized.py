@@ -5,8 +5,8 @@
 
 The first trains LoRA on text (stage B) through the same LLM in float32, bf16, NF4 and float8, on
 the same steps. It prints the mean loss of the LLM as it is (20 steps at a learning rate of zero),
-that of the last steps of the training, and the time of both against float32. It needs the data and
-the LLM of the nano world, no audio:
+that of the last steps of the training, and the time of a training step, start-up left out. It needs
+the data and the LLM of the nano world, no audio:
 
     python -m torchtune_speech.nano world --out runs/nano/data
     python -m torchtune_speech.nano llm --data runs/nano/data --out runs/nano/llm
@@ -16,9 +16,9 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -36,6 +36,7 @@ VARIANTS = {
     "float8, the rest bf16": ("bf16", "float8"),
 }
 _FROZEN_STEPS = 20
+_WARM_UP = 10  # steps whose time is not counted
 
 
 def main() -> None:
@@ -79,22 +80,21 @@ def study_loss(options: argparse.Namespace) -> None:
     if not (options.run / "llm" / "config.json").is_file():
         sys.exit(f"{options.run}/llm: not there; see --help for the two commands that make it")
     last = max(1, options.steps // 5)
-    print(f"| weights | frozen LLM | stage B, last {last} of {options.steps} steps | time |")
+    print(f"| weights | frozen LLM | stage B, last {last} of {options.steps} steps | a step |")
     print("|---|---|---|---|")
-    base = None
     for name, (dtype, quantize) in VARIANTS.items():
         words = [f"dtype={dtype}", f"quantize={quantize}"]
-        began = time.perf_counter()
-        frozen = losses(options.run, _FROZEN_STEPS, *words, "learning_rate.lora.lr=0")
-        trained = losses(options.run, options.steps, *words)
-        seconds = time.perf_counter() - began
-        base = base or seconds
-        cells = f"{mean(frozen):.4f} | {mean(trained[-last:]):.4f} | {seconds / base:.1f}"
-        print(f"| {name} | {cells} |", flush=True)
+        frozen = stage_b(options.run, _FROZEN_STEPS, *words, "learning_rate.lora.lr=0")
+        trained = stage_b(options.run, options.steps, *words)
+        losses = [mean(row["loss"] for row in rows) for rows in (frozen, trained[-last:])]
+        seconds = median(row["seconds"] for row in trained[_WARM_UP:] or trained)
+        print(
+            f"| {name} | {losses[0]:.4f} | {losses[1]:.4f} | {1000 * seconds:.0f} ms |", flush=True
+        )
 
 
-def losses(run: Path, steps: int, *words: str) -> list[float]:
-    """Losses of the steps of a run of stage B, started for the purpose.
+def stage_b(run: Path, steps: int, *words: str) -> list[dict[str, Any]]:
+    """The metrics of a run of stage B, started for the purpose.
 
     Args:
         run: folder with ``data`` and ``llm``.
@@ -102,7 +102,7 @@ def losses(run: Path, steps: int, *words: str) -> list[float]:
         *words: ``key=value``.
 
     Returns:
-        A loss for each step, in nats.
+        ``loss`` (nats) and ``seconds`` of each step, among others.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "B"
@@ -119,7 +119,7 @@ def losses(run: Path, steps: int, *words: str) -> list[float]:
         )
         if done.returncode:
             sys.exit(done.stderr[-2000:])
-        return [row["loss"] for row in read_jsonl(out / "metrics.jsonl")]
+        return list(read_jsonl(out / "metrics.jsonl"))
 
 
 if __name__ == "__main__":
