@@ -207,8 +207,14 @@ def _machine(device: str) -> str:
 
 
 def _commit() -> str:
+    """The commit, and whether something else than results has changed since."""
+    ask = ["git", "-C", str(RESULTS.parents[1])]
+    changes = ["status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results"]
     try:
-        ask = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
-        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+        commit, changed = (
+            subprocess.run([*ask, *words], capture_output=True, text=True, check=True).stdout
+            for words in (["rev-parse", "--short", "HEAD"], changes)
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return commit.strip() + ("-dirty" if changed else "")

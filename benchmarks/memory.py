@@ -70,8 +70,12 @@ def stage_config(stage: str, options: argparse.Namespace) -> DictConfig:
         if "projector" in cfg:
             cfg.projector |= {"out_dim": shape["embed_dim"], "embed_dim": given["projector"]}
             cfg.projector.num_heads = given["projector"] // 64
-        cfg.max_seq_len, rows = options.row or given["row"], options.rows or given["rows"]
-        cfg.rows_per_step, cfg.gradient_accumulation_steps = rows, 1
+        cfg.max_seq_len = given["row"]
+        cfg.rows_per_step, cfg.gradient_accumulation_steps = given["rows"], 1
+    if options.row:
+        cfg.max_seq_len = options.row
+    if options.rows:
+        cfg.rows_per_step, cfg.gradient_accumulation_steps = options.rows, 1
     return cfg
 
 

@@ -202,19 +202,27 @@ def traffic(options: argparse.Namespace) -> list[dict[str, Any]]:
         return max(inside, across)
 
     between = all_gather(gradients, gpus)
+    nodes = max(1, gpus // node)
+    # Gradients, in seconds and in bytes that a process sends; reduced whole, twice the bytes of
+    # scattering them. Over a node: scattered within it, then each shard is reduced between nodes.
+    scattered = gradients * (gpus - 1) / gpus
+    over_a_node = gradients * ((node - 1) / node + 2 / node * (nodes - 1) / nodes)
     ways = {
-        "all GPUs": (gpus, between),
-        # Gradients: scattered within the node, then each shard is all-reduced between nodes.
-        "a node": (node, all_gather(gradients, node) + 2 * _across(gradients, gpus, options)),
-        "none": (1, 2 * between),
+        "all GPUs": (gpus, between, scattered),
+        "a node": (
+            node,
+            all_gather(gradients, node) + 2 * _across(gradients, gpus, options),
+            over_a_node,
+        ),
+        "none": (1, 2 * between, 2 * scattered),
     }
     found, table = [], []
-    for name, (of, reduced) in ways.items():
+    for name, (of, reduced, sent) in ways.items():
         gathered = 2 * all_gather(weights, of)
         figures = {
             "weights_gb": weights / of / 1e9,
             "gathered_gb": 2 * weights * (of - 1) / of / 1e9,
-            "reduced_gb": gradients * (2 if of == 1 else 1) * (gpus - 1) / gpus / 1e9,
+            "reduced_gb": sent / 1e9,
             "compute_s": compute,
             "gather_s": gathered,
             "reduce_s": reduced,

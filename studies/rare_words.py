@@ -27,7 +27,7 @@ from torchtune_speech.files import read_jsonl
 from torchtune_speech.modules import nearest_tokens
 
 BANDS = {"up to 100": 100, "101 to 500": 500, "more": float("inf")}
-SYSTEMS = {"vectors": "2+B-kept", "nearest tokens' embeddings": "2+B-tokens"}
+SYSTEMS = {"vectors": "1+B-kept", "nearest tokens' embeddings": "1+B-tokens"}  # both of stage 1
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def run_study(options: argparse.Namespace) -> None:
     heard = load_manifest(data / "train.jsonl", tasks=["asr"])
     counts = Counter(token for sample in heard for token in chat.encode(sample.target))
     tests = load_manifest(data / "test.jsonl", tasks=["asr"])
-    hits = list(token_hits(cfg, chat, tests))
+    hits = list(token_hits(cfg, options.mapper / "stage_1", chat, tests))
     print_tokens([hit for sentence in hits for hit in sentence], counts)
     rarest = {
         sample.source_text: min(counts[token] for token, _, _ in sentence)
@@ -71,12 +71,13 @@ def run_study(options: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def token_hits(
-    cfg: OmegaConf, chat: ChatFormat, samples: Sequence[Sample]
+    cfg: OmegaConf, stage_1: Path, chat: ChatFormat, samples: Sequence[Sample]
 ) -> Iterator[list[tuple[int, bool, float]]]:
     """Of each sample's tokens the id, whether its vector is nearest to it, and the cosine.
 
     Args:
         cfg: of the run of recipe speechmapper, on the features of the samples.
+        stage_1: folder of the run.
         chat: the LLM's chat format.
         samples: with one audio each.
 
@@ -87,7 +88,7 @@ def token_hits(
     model = training.build_projector_with_table(
         llm_dir=cfg.llm_dir,
         projector=config.instantiate(cfg.projector),
-        projector_checkpoint=training.find_checkpoint(cfg.output_dir),
+        projector_checkpoint=training.find_checkpoint(stage_1),
         process=training.start_process("cpu"),
     ).eval()
     for sample in samples:
