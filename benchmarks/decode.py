@@ -2,7 +2,7 @@
 
 A Llama of 100 million parameters with random weights answers prompts as long as 2 to 20 seconds of
 speech (16.7 vectors a second, and 40 tokens of instruction) with 64 tokens each. The two take turns
-in one process; the medians are compared. The texts must be the same.
+in one process; the medians are compared. In float32 the texts must be the same.
 
     python benchmarks/decode.py
 """

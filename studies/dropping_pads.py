@@ -127,7 +127,7 @@ def run_study(options: argparse.Namespace) -> None:
 
 
 def check_settings(options: argparse.Namespace) -> None:
-    """Refuse what cannot go on to the end, and a folder made with other settings."""
+    """Refuse what cannot go on to the end, and a folder made with other settings or models."""
     if options.utterances < 1:
         raise InputError(f"--utterances: {options.utterances}; give 1 or more")
     training.find_checkpoint(options.lora)
@@ -139,9 +139,17 @@ def check_settings(options: argparse.Namespace) -> None:
         )
     names = ("run", "lora", "stage_1", "people", "utterances")
     settings = {name: str(getattr(options, name)) for name in names}
+    # What was trained again in the same place is something else.
+    settings["digests"] = {
+        "projector": training.projector_digest(options.stage_1),
+        "lora": training.adapter_digest(options.lora),
+        "llm": training.llm_fingerprint(options.run / "llm"),
+    }
     file = options.out / "settings.json"
     if file.is_file() and read_json(file) != settings:
-        raise InputError(f"{file}: other settings than these; remove the folder or name another")
+        raise InputError(
+            f"{file}: other settings or checkpoints than these; remove the folder or name another"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(file, settings)
 

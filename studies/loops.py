@@ -144,6 +144,7 @@ def study_policies(options: argparse.Namespace) -> None:
     for name, checkpoint, waveforms, references in conditions(options, recordings, texts):
         model = load_model(cfg, checkpoint)
         prompts = make_prompts(model, chat, templates, waveforms, cfg.frame_average)
+        answer(model, chat, prompts[:32], LOOP_POLICIES[0], options)  # warms up
         answers = {
             policy: answer(model, chat, prompts, policy, options) for policy in LOOP_POLICIES
         }

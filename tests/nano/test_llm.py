@@ -14,6 +14,7 @@ from torchtune_speech.nano import build_world
 from torchtune_speech.nano._llm import encode_row, load_tokenizer, nano_llama_config, pretrain_llm
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
+SETTINGS = {"steps": 5, "batch_size": 8, "warmup_steps": 2, **TINY}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(data, tmp_path_factory):
     out_dir = tmp_path_factory.mktemp("llm") / "llm"
-    pretrain_llm(data, out_dir, steps=5, batch_size=8, warmup_steps=2, **TINY)
+    pretrain_llm(data, out_dir, **SETTINGS)
     return out_dir
 
 
@@ -127,8 +128,17 @@ def test_size_of_the_demo():
 
 def test_built_once(data, folder, tmp_path):
     before = (folder / "model.safetensors").stat().st_mtime_ns
-    assert pretrain_llm(data, folder)["steps"] == 5
+    assert pretrain_llm(data, folder, **SETTINGS)["steps"] == 5
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="there already, made with seed 0; remove it or name"):
+        pretrain_llm(data, folder, **SETTINGS, seed=1)
+    with pytest.raises(InputError, match="made with batch_size 8, changes {'hidden_size': 32"):
+        pretrain_llm(data, folder, steps=5, batch_size=4, warmup_steps=2)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "lm_text.jsonl").write_text((data / "lm_text.jsonl").read_text() + "\n")
+    with pytest.raises(InputError, match="made with another lm_text.jsonl"):
+        pretrain_llm(other, folder, **SETTINGS)
     with pytest.raises(InputError, match="lm_text.jsonl: not there"):
         pretrain_llm(tmp_path / "nowhere", tmp_path / "llm")
     assert not (tmp_path / "llm").exists()

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from torchtune_speech.nano._grammar import LANGUAGES, UNANSWERABLE, draw_sentence
+from torchtune_speech.nano._grammar import LANGUAGES, UNANSWERABLE, draw_sentence, parse_sentence
 from torchtune_speech.nano._lexicon import INTRANSITIVE_VERBS, TRANSITIVE_VERBS
 from torchtune_speech.nano._lm_text import SHARES, lm_rows
 
@@ -50,6 +50,10 @@ def test_whole_sentences_are_never_translated_or_asked_about(rows, drawn):
         assert row["turns"][0][0].split("\n")[0].rstrip(".") not in sentences
         for _, answer in row["turns"]:
             assert answer.rstrip(".。") not in sentences
+        # Those that phrases and notes are cut from are drawn apart: English ones are parsed.
+        for text in (row["turns"][0][0].split("\n")[0], *(answer for _, answer in row["turns"])):
+            with pytest.raises(ValueError, match="no sentence of the nano world"):
+                parse_sentence(f"{text[:1].upper()}{text[1:].rstrip('.')}.")
 
 
 def asked(rows):

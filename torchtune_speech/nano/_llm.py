@@ -4,11 +4,12 @@ It stands in for a Llama-3.1 from the hub and is kept in the same files. It has 
 (see `_lm_text`), which a projector trained through it can use and text LoRA can build on.
 """
 
+import hashlib
 import math
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -100,21 +101,32 @@ def pretrain_llm(
         What `nano.json` holds: settings, number of parameters, last loss, seconds.
 
     Raises:
-        InputError: When the data folder is no nano world or the output folder holds other things.
+        InputError: When the data folder is no nano world, or the output folder holds other things
+            or an LLM made otherwise.
 
     Example:
         >>> pretrain_llm("runs/nano/data", "runs/nano/llm")["loss"]
     """
     data_path, out_dir = Path(data_dir) / "lm_text.jsonl", Path(out_dir)
-    if (out_dir / "nano.json").exists():
-        get_logger("INFO").info(f"{out_dir} is there already")
-        return read_json(out_dir / "nano.json")
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise InputError(f"{out_dir}: not empty and no nano LLM; name another folder")
     if not data_path.exists():
         raise InputError(
             f"{data_path}: not there; python -m torchtune_speech.nano world --out {data_dir}"
         )
+    settings = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "embedding_learning_rate": embedding_learning_rate,
+        "warmup_steps": warmup_steps,
+        "seed": seed,
+        "own_tokenizer": own_tokenizer,
+        "changes": changes,
+        "lm_text": hashlib.sha256(data_path.read_bytes()).hexdigest(),
+    }
+    if (out_dir / "nano.json").exists():
+        return _existing_llm(out_dir, settings)
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise InputError(f"{out_dir}: not empty and no nano LLM; name another folder")
     with atomic_write(out_dir) as folder:
         folder.mkdir()
         texts = read_jsonl(data_path)
@@ -136,15 +148,27 @@ def pretrain_llm(
         model.generation_config = GenerationConfig(**_token_ids(tokenizer), do_sample=False)
         model.save_pretrained(folder)
         summary = {
-            "steps": steps,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
+            **settings,
             "parameters": model.num_parameters(),
             "loss": round(loss, 4),
             "seconds": round(time.perf_counter() - started, 1),
         }
         write_json(folder / "nano.json", summary)
+    return summary
+
+
+def _existing_llm(out_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Summary of an LLM that is there, which must have been made of the same."""
+    summary = read_json(out_dir / "nano.json")
+    # An LLM of an older version does not tell all of it.
+    other = [name for name, value in settings.items() if summary.get(name, value) != value]
+    if other:
+        told = ", ".join(f"{name} {summary[name]!r}" for name in other if name != "lm_text")
+        raise InputError(
+            f"{out_dir}: there already, made with {told or 'another lm_text.jsonl'}; remove it or "
+            "name another folder"
+        )
+    get_logger("INFO").info(f"{out_dir} is there already")
     return summary
 
 

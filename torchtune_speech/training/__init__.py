@@ -25,6 +25,7 @@ from torchtune_speech.training._check import (
     target_settings,
 )
 from torchtune_speech.training._checkpoint import (
+    adapter_digest,
     check_space,
     find_checkpoint,
     list_checkpoints,
@@ -32,6 +33,7 @@ from torchtune_speech.training._checkpoint import (
     load_state,
     load_trained,
     lora_settings,
+    projector_digest,
     read_stage,
     save_checkpoint,
     save_evaluation,
@@ -122,6 +124,7 @@ __all__ = [
     "StopSignal",
     "TrainingError",
     "TrainingLog",
+    "adapter_digest",
     "autocast",
     "batch_loss",
     "build_optimizer",
@@ -181,6 +184,7 @@ __all__ = [
     "planned_batch",
     "predict_embeddings_memory",
     "predict_memory",
+    "projector_digest",
     "read_stage",
     "recompute_layers",
     "resolve_activation_checkpointing",
