@@ -10,7 +10,7 @@ PYTHON ?= python3
 TORCH_SPEC ?= torch==2.13.0
 # Words for pytest: make test PYTEST_ARGS="tests/config -k help"
 PYTEST_ARGS ?=
-# Benchmarks of `make bench`; each has --help, and runs on a GPU with --device cuda.
+# Benchmarks of `make bench`; each has --help, and --device cuda where it uses a GPU.
 BENCH ?= train_step extract store loader plan scaling memory decode
 # Folder with AN4's manifest.jsonl and recordings.
 AN4_DATA ?= ../shared/data/speech

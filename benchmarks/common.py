@@ -51,24 +51,30 @@ SIZES: dict[str, dict[str, Any]] = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def parser(doc: str, sizes: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """A command line with the options that all benchmarks have.
+def parser(
+    doc: str, *, sizes: Sequence[str] = (), takes: Sequence[str] = ("device", "dtype", "repeats")
+) -> argparse.ArgumentParser:
+    """A command line with options that benchmarks share.
 
     Args:
         doc: docstring of the benchmark; its first line is shown.
         sizes: values of ``--size``, the default first; none for no such option.
+        takes: which of ``device``, ``dtype`` and ``repeats`` the benchmark reads.
 
     Returns:
-        The parser, with ``--device``, ``--dtype``, ``--repeats`` and ``--out``.
+        The parser, with these and ``--out``.
     """
     made = argparse.ArgumentParser(description=doc.split("\n")[0])
     if sizes:
         made.add_argument("--size", choices=sizes, default=sizes[0], help="(%(default)s)")
-    made.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    made.add_argument(
-        "--dtype", choices=DTYPES, help="default: bf16 where the device has it, else fp32"
-    )
-    made.add_argument("--repeats", type=int, default=5, help="of each measurement (%(default)s)")
+    if "device" in takes:
+        made.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    if "dtype" in takes:
+        help_text = "default: bf16 where the device has it, else fp32"
+        made.add_argument("--dtype", choices=DTYPES, help=help_text)
+    if "repeats" in takes:
+        help_text = "of each measurement (%(default)s)"
+        made.add_argument("--repeats", type=int, default=5, help=help_text)
     made.add_argument(
         "--out", type=Path, help="file of results; default: benchmarks/results/{cpu,gpu}.json"
     )
@@ -145,7 +151,7 @@ def setting(options: argparse.Namespace) -> dict[str, Any]:
     shown = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     del shown["out"]
     return {
-        "machine": _machine(options.device),
+        "machine": _machine(_device(options)),
         "threads": torch.get_num_threads(),
         "versions": {
             name: metadata.version(name)
@@ -167,7 +173,7 @@ def write_section(options: argparse.Namespace, name: str, section: Mapping[str, 
     Returns:
         The file.
     """
-    kind = "cpu" if options.device == "cpu" else "gpu"
+    kind = "cpu" if _device(options) == "cpu" else "gpu"
     out = options.out or RESULTS / f"{kind}.json"
     known = json.loads(out.read_text()) if out.exists() else {}
     write_json(out, known | {name: {**section, "setting": setting(options)}})
@@ -193,6 +199,10 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _device(options: argparse.Namespace) -> str:
+    return getattr(options, "device", "cpu")
 
 
 def _machine(device: str) -> str:

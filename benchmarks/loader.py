@@ -38,7 +38,7 @@ WORDS = ["".join(w) for w in itertools.product(*(["ba", "de", "ki", "lo", "mu", 
 
 def main() -> None:
     """Write the data, check, measure, print and write."""
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, takes=("device", "repeats"))
     arguments.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--utterances", type=int, default=1500, help="(%(default)s)")
     arguments.add_argument("--steps", type=int, default=24, help="that are timed (%(default)s)")

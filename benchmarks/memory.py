@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Predict, measure, print and write."""
-    arguments = parser(__doc__, sizes=("nano", "100m", "8b"))
+    arguments = parser(__doc__, sizes=("nano", "100m", "8b"), takes=("device", "dtype"))
     arguments.add_argument("--rows", type=int, help="rows of a batch; default: the setting's")
     arguments.add_argument("--row", type=int, help="length of a row; default: the setting's")
     options = arguments.parse_args()

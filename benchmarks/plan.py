@@ -36,7 +36,7 @@ OLD_BLOCK = 4096  # samples; the same for all sources until blocks were made to 
 
 def main() -> None:
     """Measure, print and write."""
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, takes=())
     arguments.add_argument("--samples", type=int, default=10_000_000, help="(%(default)s)")
     arguments.add_argument("--fill-samples", type=int, default=300_000, help="(%(default)s)")
     arguments.add_argument("--max-seq-len", type=int, default=8192, help="(%(default)s)")

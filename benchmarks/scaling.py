@@ -34,7 +34,7 @@ BUCKETS = 16  # lengths that a dealt row may be padded to
 
 def main() -> None:
     """Count, print and write."""
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, takes=())
     arguments.add_argument("--gpus", type=int, default=64, help="(%(default)s)")
     arguments.add_argument("--gpus-per-node", type=int, default=8, help="(%(default)s)")
     arguments.add_argument("--row", type=int, default=8192, help="tokens (%(default)s)")

@@ -36,7 +36,7 @@ SHORT_S = 2.0
 
 def main() -> None:
     """Measure, print and write."""
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, takes=("repeats",))
     arguments.add_argument("--utterances", type=int, default=3000, help="to read (%(default)s)")
     arguments.add_argument(
         "--rows", type=int, default=1_000_000, help="of the index to open (%(default)s)"
