@@ -182,11 +182,12 @@ def check_equal(
 
     Ours has them laid out as they are where it is timed, several samples in a row.
     """
-    few = list(range(4 if options.size != "nano" else 8))
+    rows = tuple(row[:2] for row in our_steps(dataset, options)[0].rows[:2])
+    few = [number for row in rows for number in row]
     limit = 1e-3 if dtype == torch.float32 else 3e-2
     found = {}
     for kind in ("speech", "text"):
-        step = Step(0, 0, "st", (tuple(few),), kind == "text", {})
+        step = Step(0, 0, "st", rows, kind == "text", {})
         losses = [
             our_loss(ours, step, dataset, options, dtype),
             peer_loss(peer, few, step.is_twin, dataset, options, dtype),

@@ -40,6 +40,19 @@ def test_a_frozen_weight_in_bfloat16_under_an_update_in_float32(monkeypatch, aut
         torch.testing.assert_close(ours.grad.float(), plain.grad, rtol=0.05, atol=0.3)
 
 
+@pytest.mark.parametrize("wide", [torch.bfloat16, torch.float32])
+def test_compiled_under_autocast_it_gives_the_same(monkeypatch, wide):
+    monkeypatch.setattr(_low_rank, "product_dtype", lambda *_: wide)
+    found = []
+    for run in (lora_linear, torch.compile(lora_linear, backend="aot_eager", fullgraph=True)):
+        x, w, a, b = parts(torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = run(x, w, a, b, 2.0)
+        found.append((out, *torch.autograd.grad(out.float().sum(), (x, a, b))))
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=0.02, atol=0.02)
+
+
 def test_what_is_widened_for_the_products_is_not_kept(monkeypatch):
     monkeypatch.setattr(_low_rank, "product_dtype", lambda *_: torch.float32)
     x, w, a, b = parts(torch.bfloat16)

@@ -58,13 +58,15 @@ class _LoRALinear(torch.autograd.Function):
         x_dtype, a_dtype, b_dtype = ctx.dtypes
         wants_x, _, wants_a, wants_b, _ = ctx.needs_input_grad
         grad_x = grad_a = grad_b = None
-        grad_to = grad_to.to(ctx.wide)
-        grad_low = (grad_to @ b_or).mul_(ctx.scale)
-        if wants_x:
-            grad_x = (grad_to @ weight_oi.to(ctx.wide)).addmm_(grad_low, a_ri).to(x_dtype)
-        if wants_a:
-            grad_a = (grad_low.t() @ x_ti.to(ctx.wide)).to(a_dtype)
-        if wants_b:
-            # This way round, since a CPU takes ten times as long for grad.T @ low.
-            grad_b = (low_tr.t() @ grad_to).t().to(b_dtype)
+        # Compiled, the backward pass is traced under the autocast of the forward pass.
+        with torch.autocast(grad_to.device.type, enabled=False):
+            grad_to = grad_to.to(ctx.wide)
+            grad_low = (grad_to @ b_or).mul_(ctx.scale)
+            if wants_x:
+                grad_x = (grad_to @ weight_oi.to(ctx.wide)).addmm_(grad_low, a_ri).to(x_dtype)
+            if wants_a:
+                grad_a = (grad_low.t() @ x_ti.to(ctx.wide)).to(a_dtype)
+            if wants_b:
+                # This way round, since a CPU takes ten times as long for grad.T @ low.
+                grad_b = (low_tr.t() @ grad_to).t().to(b_dtype)
         return grad_x, None, grad_a, grad_b, None
