@@ -202,6 +202,7 @@ def test_the_text_of_an_option_comes_before_its_letter():
 
 
 def test_what_stands_between_letter_and_option_may_begin_the_option():
+    assert find_choice("none", [f"option {i}" for i in range(30)]) is None  # letters end at 26
     assert find_choice("B. -5", ["5", "-5"]) == 1
     assert find_choice("B -5", ["5", "-5"]) == 1
     assert find_choice("A", ["Dijkstra", "A* search"]) == 0

@@ -45,7 +45,7 @@ def find_choice(answer: str, choices: Sequence[str]) -> int | None:
     texts, said = [_plain(choice) for choice in choices], _plain(answer)
     if said in texts:
         return texts.index(said) if texts.count(said) == 1 else None
-    for index, text in enumerate(texts):
+    for index, text in zip(range(MAX_CHOICES), texts, strict=False):  # more have no letters
         letter = choice_letter(index).casefold()
         if re.fullmatch(_LETTER.format(letter=letter, text=re.escape(text)), said):
             return index

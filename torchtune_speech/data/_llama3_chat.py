@@ -27,8 +27,10 @@ class Llama3ChatFormat:
         # A reserved token that torchtune and Hugging Face number alike (128002 in Llama 3).
         self.placeholder_id = tokenizer.special_tokens["<|reserved_special_token_0|>"]
         self.special_tokens = dict(tokenizer.special_tokens)
-        self.special_ids = frozenset(self.special_tokens.values())
-        self.vocab_size = tokenizer.base_vocab_size + len(self.special_ids)
+        named = frozenset(self.special_tokens.values())
+        self.vocab_size = tokenizer.base_vocab_size + len(named)
+        # torchtune's table for Llama 3 leaves out 128011, which is reserved like those beside it.
+        self.special_ids = named | set(range(tokenizer.base_vocab_size, self.vocab_size))
         self._headers: dict[str, list[int]] = {}  # role -> token ids; every sample asks for them
 
     def header_ids(self, role: str) -> list[int]:
