@@ -231,6 +231,13 @@ def test_row_without_a_task_is_not_filtered_away_silently(folder):
         load_manifest(write(folder, ASR, {**ASR, "id": "b", "task": None}), tasks=["asr"])
 
 
+def test_a_row_that_needs_no_task_is_filtered_as_what_it_is(folder):
+    own = {"id": "b", "audio": ASR["audio"], "instruction": "Sum up.", "target": "A lot."}
+    path = write(folder, ASR, own)
+    assert [sample.id for sample in load_manifest(path, tasks=["asr"])] == [ASR["id"]]
+    assert [sample.id for sample in load_manifest(path, tasks=["instruct"])] == ["b"]
+
+
 @pytest.mark.parametrize("name", ["no.jsonl", "m.txt", "junk.parquet", "plain_folder"])
 def test_unreadable_manifest(folder, name):
     (folder / "m.txt").touch()

@@ -360,7 +360,9 @@ class _Filters:
         for (name, column, wanted), reached in zip(self.filters, self.reached, strict=True):
             value = row.get(column)
             if value is None and name == "tasks":
-                continue  # a row without a task is refused, unless it needs none
+                if not (row.get("instruction") or row.get("messages")):
+                    continue  # a row without a task is refused, unless it needs none
+                value = "instruct"
             reached["(absent)" if value is None else str(value)] += 1
             if value is None or str(value) not in wanted:
                 return False
