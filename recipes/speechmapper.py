@@ -184,7 +184,6 @@ class SpeechMapperRecipe:
         with log, training.StopSignal() as stop:
             if self.evaluation_due:  # the run was stopped before it
                 self.evaluate(first, log)
-                training.save_evaluation(cfg.output_dir, first, self.scores, process)
             began = time.perf_counter()
             for step, step_batches in loader:
                 training.seed_step(cfg.seed, step.number, process.rank)
@@ -223,24 +222,25 @@ class SpeechMapperRecipe:
                     ),
                 )
                 last = done == self.max_steps
+                stopped = process.any(stop.requested)  # whoever sent it kills after some seconds
                 evaluation_due = training.is_due(done, cfg.eval_every_n_steps, last)
-                if process.any(stop.requested):  # whoever sent it kills after some seconds
+                # Before the evaluation, which takes long and can fail.
+                if stopped or training.is_due(done, cfg.save_every_n_steps, last):
                     self.save(step.state, evaluation_due)
+                if stopped:
                     log.say(f"stopped by a signal after step {done}; set resume=true to go on")
                     return True
                 if evaluation_due:
                     self.evaluate(done, log)
-                if training.is_due(done, cfg.save_every_n_steps, last):
-                    self.save(step.state)
                 began = time.perf_counter()
         return False
 
     def evaluate(self, done: int, log: training.TrainingLog) -> None:
-        """Transcribe some of the dev set by nearest tokens and log its scores.
+        """Transcribe some of the dev set by nearest tokens and tell its scores.
 
         Args:
             done: steps done.
-            log: where to.
+            log: where to, besides the checkpoint of this step if there is one.
         """
         if self.eval_dataset is None:
             return
@@ -253,13 +253,14 @@ class SpeechMapperRecipe:
             dtype=self.dtype,
         )
         log.evaluation(done, self.scores, examples)
+        training.save_evaluation(self.cfg.output_dir, done, self.scores, self.process)
 
-    def save(self, plan_state: dict[str, Any], evaluation_due: bool = False) -> None:
+    def save(self, plan_state: dict[str, Any], evaluation_due: bool) -> None:
         """Write a checkpoint.
 
         Args:
             plan_state: where the plan stands after the last step.
-            evaluation_due: whether a resumed run has to evaluate this step first.
+            evaluation_due: whether this step is still to be evaluated.
         """
         training.save_checkpoint(
             self.cfg.output_dir,

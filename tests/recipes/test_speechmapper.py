@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_world import PROJECTOR, make_data, make_llm, write_config
 
+from torchtune_speech import training
 from torchtune_speech.files import read_json, read_jsonl
 
 ALL_PARTS = {
@@ -116,6 +117,20 @@ def test_stopped_at_its_last_step_a_run_is_evaluated_when_it_goes_on(mapped, run
     assert one == two and len(one) == 1
     assert read_json(stage)["metrics"] == read_json(whole)["metrics"] == one[0]["report"]
     assert not read_json(stage)["evaluation_due"]
+
+
+def test_an_evaluation_that_fails_loses_no_step(mapped, run, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no room for the table")
+
+    out = mapped / "evaluation-fails"
+    words = ["speechmapper", "--config", mapped / "speechmapper.yaml", f"output_dir={out}"]
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="no room for the"):
+        broken.setattr(training, "evaluate_embeddings", fail)
+        run(*words)
+    assert read_json(out / "step_6" / "stage.json")["evaluation_due"]
+    assert run(*words, "resume=true") == 0
+    assert read_json(out / "step_6" / "stage.json")["metrics"]
 
 
 def test_masks_reach_the_projector(mapped, run):

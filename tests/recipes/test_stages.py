@@ -207,6 +207,26 @@ def test_stopped_at_its_last_step_a_run_is_evaluated_when_it_goes_on(stages, run
     assert near_weights(stages / name / "step_6", out / "step_6", atol=0)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [("projector", "A"), ("lora_finetune_text", "B"), ("multimodal_fuse", "C")],
+)
+def test_an_evaluation_that_fails_loses_no_step(stages, run, monkeypatch, recipe, name):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no room for beams")
+
+    out = stages / f"{name}-evaluation-fails"
+    words = [recipe, "--config", stages / f"{recipe}.yaml", f"output_dir={out}"]
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="no room for beams"):
+        broken.setattr(training, "evaluate", fail)
+        run(*words)
+    assert read_json(out / "step_6" / "stage.json")["evaluation_due"]
+    assert run(*words, "resume=true") == 0
+    assert evaluations(out) == evaluations(stages / name)
+    assert not read_json(out / "step_6" / "stage.json")["evaluation_due"]
+    assert near_weights(stages / name / "step_6", out / "step_6", atol=0)
+
+
 def test_the_evaluation_of_a_step_is_made_up_for_once(stages, run):
     words = ["projector", "--config", stages / "projector.yaml", "eval_every_n_steps=2"]
     whole, out = stages / "A-every-2", stages / "A-every-2-stopped"

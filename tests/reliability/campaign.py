@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from torchtune_speech.config import recipe_path
 from torchtune_speech.features import FeatureStore, verify_store
-from torchtune_speech.files import read_jsonl, write_json
+from torchtune_speech.files import read_json, read_jsonl, write_json
 from torchtune_speech.training import list_checkpoints
 
 STEPS = 6
@@ -112,7 +112,8 @@ def build_jobs(world: Path) -> list[Job]:
         "max_steps": STEPS,
         "save_every_n_steps": 1,
         "keep_last": 2,
-        "eval_dataset": None,
+        "eval_every_n_steps": 3,
+        "eval_samples": 2,
         "spec_augment": {"time_masks": 1, "time_width": 4},
     }
     before = {
@@ -148,14 +149,21 @@ def build_jobs(world: Path) -> list[Job]:
 
 
 def same_training(one: Path, two: Path) -> bool:
-    """Whether two runs logged the same steps and ended in the same bits."""
+    """Whether two runs logged the same steps and scores, and ended in the same bits."""
     logs = [_rows(run / "metrics.jsonl") for run in (one, two)]
+    scores = [
+        [(row["step"], row["report"]) for row in read_jsonl(run / "evaluations.jsonl")]
+        for run in (one, two)
+    ]
+    metrics = [read_json(run / f"step_{STEPS}" / "stage.json")["metrics"] for run in (one, two)]
     ends = [run / f"step_{STEPS}" for run in (one, two)]
     names = [sorted(str(f.relative_to(end)) for f in end.rglob("*") if f.is_file()) for end in ends]
     names_equal = names[0] == names[1] and "state/plan.json" in names[0]
     return (
         logs[0] == logs[1]
         and len(logs[0]) == STEPS
+        and scores[0] == scores[1]
+        and metrics[0] == metrics[1] == scores[0][-1][1]
         and names_equal
         and all(
             (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes()

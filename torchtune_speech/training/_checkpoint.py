@@ -183,8 +183,8 @@ def stage_info(
         config: its resolved configuration.
         fingerprints: of the feature store, the data and the LLM.
         metrics: last evaluation.
-        evaluation_due: whether this step is still to be evaluated, since a signal ended the run:
-            whoever sent it does not wait. Default False.
+        evaluation_due: whether this step is still to be evaluated; see :func:`save_evaluation`.
+            Default False.
 
     Returns:
         JSON data.
@@ -203,17 +203,17 @@ def stage_info(
 def save_evaluation(
     output_dir: str | Path, step: int, metrics: Mapping[str, Any], process: Process
 ) -> None:
-    """Tell of an evaluation in a checkpoint that was saved before it; all else stays as it is.
+    """Tell of an evaluation in the checkpoint of its step; all else stays as it is.
 
     Args:
         output_dir: folder of the run.
-        step: steps done.
+        step: steps done. Nothing is written where the run has no checkpoint of them.
         metrics: the evaluation.
         process: this process; all take part, the main one writes.
     """
     process.barrier()  # all have read that it was due
-    if process.is_main:
-        file = Path(output_dir) / f"step_{step}" / "stage.json"
+    file = Path(output_dir) / f"step_{step}" / "stage.json"
+    if process.is_main and file.is_file():
         write_json(file, read_json(file) | {"metrics": metrics, "evaluation_due": False})
 
 
