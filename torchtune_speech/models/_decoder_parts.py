@@ -1,34 +1,49 @@
 """Parts of torchtune's decoder that give the same for less work."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from torchtune.modules import FeedForward, TransformerDecoder, TransformerSelfAttentionLayer
+from torchtune.models.llama3_1 import Llama3ScaledRoPE
+from torchtune.modules import (
+    FeedForward,
+    RMSNorm,
+    TransformerDecoder,
+    TransformerSelfAttentionLayer,
+)
 from torchtune.modules.peft import LoRALinear
 
 from torchtune_speech.models._attention_mask import SampleAttention
 from torchtune_speech.models._quantize import is_quantized
-from torchtune_speech.modules import Packing, lora_linear, swiglu
+from torchtune_speech.modules import Packing, lora_linear, rms_norm, rotate_pairs, swiglu
 
 
 def replace_parts(decoder: TransformerDecoder) -> None:
-    """Put our attention, feed-forward network, LoRA and last layer in the place of torchtune's.
+    """Put our parts in the place of torchtune's.
 
     They take over weights and the names of these: checkpoints stay what they are.
 
     Args:
         decoder: torchtune decoder; changed in place.
     """
+    rotary: dict[nn.Module, nn.Module] = {}  # all layers share one
     for layer in decoder.layers:
         if not isinstance(layer.attn, SampleAttention):
             layer.attn = SampleAttention(layer.attn)
+        rope = layer.attn.pos_embeddings
+        if type(rope) is Llama3ScaledRoPE:
+            if rope not in rotary:
+                rotary[rope] = OnePassRotary(rope)
+            layer.attn.pos_embeddings = rotary[rope]
         mlp = layer.mlp
         if type(mlp) is FeedForward and mlp.w3 is not None and isinstance(mlp.activation, nn.SiLU):
             layer.mlp = GatedFeedForward(mlp)
     decoder.layers[-1] = LastLayer(decoder.layers[-1])
-    for module in list(decoder.layers.modules()):
+    for module in list(decoder.modules()):
         for name, part in module.named_children():
             if type(part) is LoRALinear and not part._quantize_base:
                 setattr(module, name, FusedLoRALinear(part))
+            elif type(part) is RMSNorm:
+                setattr(module, name, SlimRMSNorm(part))
 
 
 class LastLayer(TransformerSelfAttentionLayer):
@@ -140,3 +155,62 @@ class GatedFeedForward(FeedForward):
             ``[..., dim]``.
         """
         return self.w2(swiglu(self.w1(x), self.w3(x)))
+
+
+class SlimRMSNorm(RMSNorm):
+    """torchtune's RMS norm, which keeps less for the backward pass; see :func:`rms_norm`.
+
+    Args:
+        norm: the norm whose scale it takes over.
+    """
+
+    def __init__(self, norm: RMSNorm) -> None:
+        nn.Module.__init__(self)
+        self.normalized_shape, self.eps, self.scale = norm.normalized_shape, norm.eps, norm.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise.
+
+        Args:
+            x: ``[..., dim]``.
+
+        Returns:
+            ``[..., dim]``.
+        """
+        return rms_norm(x, self.scale, self.eps)
+
+
+class OnePassRotary(Llama3ScaledRoPE):
+    """torchtune's rotary embedding in one pass over a CPU's memory; see :func:`rotate_pairs`.
+
+    On a GPU and compiled it is torchtune's.
+
+    Args:
+        rope: the embedding whose settings it takes over.
+    """
+
+    def __init__(self, rope: Llama3ScaledRoPE) -> None:
+        super().__init__(
+            rope.dim,
+            rope.max_seq_len,
+            rope.base,
+            rope.scale_factor,
+            rope.low_freq_factor,
+            rope.high_freq_factor,
+            rope.old_context_len,
+        )
+
+    def forward(self, x: Tensor, *, input_pos: Tensor | None = None) -> Tensor:
+        """Turn queries or keys.
+
+        Args:
+            x: ``[b, s, heads, head_dim]``.
+            input_pos: position of each token in its sample, ``[b, s]``; None for 0 to s - 1.
+
+        Returns:
+            The same shape and dtype.
+        """
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or not self.is_cache_built:
+            return super().forward(x, input_pos=input_pos)
+        cos_sin = self.cache[None, : x.shape[1]] if input_pos is None else self.cache[input_pos]
+        return rotate_pairs(x, cos_sin.float())

@@ -37,6 +37,8 @@ from torchtune_speech.modules._packing import (
     stacked_length,
 )
 from torchtune_speech.modules._pads import non_pads, read_as_pads
+from torchtune_speech.modules._rms_norm import rms_norm
+from torchtune_speech.modules._rotate_pairs import rotate_pairs
 from torchtune_speech.modules._spec_augment import spec_augment
 from torchtune_speech.modules._swiglu import swiglu
 
@@ -67,7 +69,9 @@ __all__ = [
     "packed_conv1d",
     "pad_packed",
     "read_as_pads",
+    "rms_norm",
     "rotary_angles",
+    "rotate_pairs",
     "spec_augment",
     "squared_error_sum",
     "stack_packed",

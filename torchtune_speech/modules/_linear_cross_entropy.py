@@ -31,7 +31,8 @@ def linear_cross_entropy_sum(
         labels_m: token to predict at each position, ``[m]``.
         chunk_size: positions whose logits are held at a time. Default: 1024, at a vocabulary of
             128,256 a quarter of a gigabyte in bfloat16 and twice that for its softmax; on a CPU
-            128, since memory that was used before is much faster there than more of it.
+            128, since memory that was used before is much faster there than more of it, or 512
+            where the weight is widened for each chunk.
         weights_m: what each position counts, ``[m]``; a constant, without a gradient. Default
             None: 1 each.
 
@@ -43,8 +44,14 @@ def linear_cross_entropy_sum(
         >>> loss = linear_cross_entropy_sum(hidden, weight, torch.randint(100, (5,)))
     """
     if chunk_size is None:
-        chunk_size = 128 if hidden_md.device.type == "cpu" else 1024
+        chunk_size = _default_chunk_size(hidden_md.device.type, weight_vd.dtype)
     return _LinearCrossEntropy.apply(hidden_md, weight_vd, labels_m, chunk_size, weights_m)
+
+
+def _default_chunk_size(device_type: str, dtype: torch.dtype) -> int:
+    if device_type != "cpu":
+        return 1024
+    return 128 if product_dtype(device_type, dtype) == dtype else 512
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
