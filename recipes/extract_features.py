@@ -33,10 +33,9 @@ from torchtune_speech.features import (
     averaged_length,
     check_store,
     finalize_store,
-    lock_store,
     stored_seconds,
 )
-from torchtune_speech.files import write_jsonl
+from torchtune_speech.files import lock_folder, write_jsonl
 from torchtune_speech.threads import TimedTask, TimedThreads
 from torchtune_speech.training import find_device, join_processes
 
@@ -109,9 +108,10 @@ class ExtractFeaturesRecipe:
         self.num_workers = _number(cfg, "num_workers", 4, 1)
         self.read_timeout_s = _number(cfg, "read_timeout_s", 120.0, 0.01)
         self.shard_mb = _number(cfg, "shard_mb", 512.0, 0.001)
-        self.speeds = [float(s) for s in cfg.get("speeds") or [1.0]]
-        if not all(0.25 <= s <= 4 for s in self.speeds):
-            raise InputError(f"config: speeds is {self.speeds}; use factors from 0.25 to 4")
+        speeds = cfg.get("speeds") or [1.0]
+        if not isinstance(speeds, ListConfig | list) or not all(0.25 <= s <= 4 for s in speeds):
+            raise InputError(f"speeds: {speeds!r}; give a list of factors from 0.25 to 4")
+        self.speeds = [float(s) for s in speeds]
         self.dtype = DTYPES[_choice(cfg, "dtype", "bf16", DTYPES)]
         self.on_bad_sample = _choice(cfg, "on_bad_sample", "fail", ("fail", "skip"))
         self.dry_run = bool(cfg.get("dry_run", False))
@@ -185,7 +185,7 @@ class ExtractFeaturesRecipe:
             self._print_plan()
             return
         # The first process has the lock for all of this run's.
-        with lock_store(self.output_dir) if self.rank == 0 else contextlib.nullcontext():
+        with lock_folder(self.output_dir) if self.rank == 0 else contextlib.nullcontext():
             self._extract()
 
     def _extract(self) -> None:

@@ -74,6 +74,7 @@ class LoRAFinetuneTextRecipe:
         cfg = self.cfg
         checkpoint = training.resume_point(cfg.output_dir, cfg.resume)
         training.check_settings(cfg)
+        self.schedules = training.check_learning_rates(cfg.learning_rate, TRAINED)
         training.llm_fingerprint(cfg.llm_dir)  # is it there? before the data is read
         torch.manual_seed(cfg.seed)
         data = {"tokenizer": config.instantiate(cfg.tokenizer), "max_seq_len": cfg.max_seq_len}
@@ -115,7 +116,6 @@ class LoRAFinetuneTextRecipe:
         )
         self.groups = training.trainable_groups(self.model, *TRAINED)
         training.check_space(cfg, self.groups, self.max_steps)
-        self.schedules = training.check_learning_rates(cfg.learning_rate, self.groups)
         self.optimizer = training.build_optimizer(cfg.optimizer, self.groups)
         if checkpoint is not None:
             self.plan.load_state_dict(training.load_state(checkpoint, self.optimizer, self.groups))
@@ -260,8 +260,10 @@ def recipe_main(cfg: DictConfig) -> None:
         training.dry_run(cfg, TRAINED)
         return
     recipe = LoRAFinetuneTextRecipe(cfg)
-    recipe.setup()
-    training.end_process(stopped=recipe.train())
+    with training.only_run(cfg.output_dir, recipe.process):
+        recipe.setup()
+        stopped = recipe.train()
+    training.end_process(stopped)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ class MultimodalFuseRecipe:
         cfg = self.cfg
         checkpoint = training.resume_point(cfg.output_dir, cfg.resume)
         training.check_settings(cfg)
+        self.schedules = training.check_learning_rates(cfg.learning_rate, TRAINED)
         training.llm_fingerprint(cfg.llm_dir)  # is it there? before the data is read
         torch.manual_seed(cfg.seed)
         projector = config.instantiate(cfg.projector)
@@ -93,7 +94,9 @@ class MultimodalFuseRecipe:
         self.eval_dataset = (
             config.instantiate(cfg.eval_dataset, **data) if cfg.eval_dataset else None
         )
-        training.check_projector(projector, self.dataset, needs_ctc=cfg.ctc_weight > 0)
+        training.check_projector(
+            projector, self.dataset, needs_ctc=cfg.ctc_weight > 0, ctc_key="ctc_weight"
+        )
         training.check_ctc_compress(projector, cfg.ctc_weight, "ctc_weight")
         if self.eval_dataset is not None:
             training.check_projector(projector, self.eval_dataset, key="eval_dataset")
@@ -141,7 +144,6 @@ class MultimodalFuseRecipe:
         )
         self.groups = training.trainable_groups(self.model, *TRAINED)
         training.check_space(cfg, self.groups, self.max_steps)
-        self.schedules = training.check_learning_rates(cfg.learning_rate, self.groups)
         self.optimizer = training.build_optimizer(cfg.optimizer, self.groups)
         if checkpoint is not None:
             self.plan.load_state_dict(training.load_state(checkpoint, self.optimizer, self.groups))
@@ -288,8 +290,10 @@ def recipe_main(cfg: DictConfig) -> None:
         training.dry_run(cfg, TRAINED)
         return
     recipe = MultimodalFuseRecipe(cfg)
-    recipe.setup()
-    training.end_process(stopped=recipe.train())
+    with training.only_run(cfg.output_dir, recipe.process):
+        recipe.setup()
+        stopped = recipe.train()
+    training.end_process(stopped)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ class ProjectorRecipe:
         cfg = self.cfg
         checkpoint = training.resume_point(cfg.output_dir, cfg.resume)
         training.check_settings(cfg)
+        self.schedules = training.check_learning_rates(cfg.learning_rate, TRAINED)
         training.llm_fingerprint(cfg.llm_dir)  # is it there? before the data is read
         torch.manual_seed(cfg.seed)
         projector = config.instantiate(cfg.projector)
@@ -166,7 +167,6 @@ class ProjectorRecipe:
         )
         self.groups = training.trainable_groups(self.model, *TRAINED)
         training.check_space(cfg, self.groups, self.max_steps)
-        self.schedules = training.check_learning_rates(cfg.learning_rate, self.groups)
         self.optimizer = training.build_optimizer(cfg.optimizer, self.groups)
         if checkpoint is not None:
             self.plan.load_state_dict(training.load_state(checkpoint, self.optimizer, self.groups))
@@ -329,8 +329,10 @@ def recipe_main(cfg: DictConfig) -> None:
         training.dry_run(cfg, TRAINED)
         return
     recipe = ProjectorRecipe(cfg)
-    recipe.setup()
-    training.end_process(stopped=recipe.train())
+    with training.only_run(cfg.output_dir, recipe.process):
+        recipe.setup()
+        stopped = recipe.train()
+    training.end_process(stopped)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from torchtune.utils import get_logger
 
 from torchtune_speech import config
 from torchtune_speech.data import (
+    TEXT_TWIN_TASKS,
     Sample,
     load_manifest,
     read_mcif_output,
@@ -81,8 +82,8 @@ class SpeechEvalRecipe:
     """Scores files of predictions.
 
     Every row needs ``id``, ``task`` and ``prediction``. References are the rows' own ``target``, or
-    those of a manifest, which has the last word and must have the same ids. The same id may
-    come once for each task (a speech row and its text twin share it).
+    those of a manifest, which has the last word and must have the same ids, for the same tasks.
+    The same id may come once for each task (a speech row and its text twin share it).
 
     Args:
         cfg: the config, with the keys in ``KEYS``.
@@ -306,16 +307,20 @@ class SpeechEvalRecipe:
             raise InputError(f"predictions: no row in {files}; run speech_generate first")
 
     def _join(self, rows: list[Row], samples: Mapping[str, Sample], manifest: str) -> list[Row]:
-        predicted = {row["id"] for row in rows}
-        absent = [id_ for id_ in samples if id_ not in predicted]
-        unknown = [row["id"] for row in rows if row["id"] not in samples]
+        shared = [row for row in rows if row["id"] in samples and _fits(row, samples[row["id"]])]
+        predicted = {row["id"] for row in shared}
+        absent = [repr(id_) for id_ in samples if id_ not in predicted]
+        joined = {row["_where"] for row in shared}
+        unknown = [
+            f"{row['id']!r}, task {row.get('task')}" for row in rows if row["_where"] not in joined
+        ]
         self.missing = {
             "manifest rows without a prediction": len(absent),
             "predictions without a manifest row": len(unknown),
         }
         if (absent or unknown) and not self.allow_missing:
             counts = " and ".join(
-                f"{len(ids)} {what} (first: {ids[0]!r})"
+                f"{len(ids)} {what} (first: {ids[0]})"
                 for ids, what in zip((absent, unknown), self.missing, strict=True)
                 if ids
             )
@@ -323,9 +328,11 @@ class SpeechEvalRecipe:
                 f"{manifest}: {counts}, of {len(samples)} rows and {len(rows)} predictions; "
                 "narrow the manifest by where, or set allow_missing=true to score the rest"
             )
-        shared = [row for row in rows if row["id"] in samples]
         if not shared:
-            raise InputError(f"{manifest}: none of its ids is in the predictions; check both paths")
+            raise InputError(
+                f"{manifest}: none of its ids is in the predictions, with the same task; check "
+                "both paths"
+            )
         changed = sum(
             row.get("target") not in (None, "", samples[row["id"]].target) for row in shared
         )
@@ -337,6 +344,12 @@ class SpeechEvalRecipe:
     def _with_reference(row: Row, sample: Sample) -> Row:
         known = {"domain": sample.domain, **sample_to_row(sample)}
         return {**known, **row, "target": sample.target}
+
+
+def _fits(row: Row, sample: Sample) -> bool:
+    """Whether a manifest row has the reference of a prediction, or of its text twin."""
+    task = row.get("task", sample.task)
+    return TEXT_TWIN_TASKS.get(task, task) == TEXT_TWIN_TASKS.get(sample.task, sample.task)
 
 
 def _target_lang(row: Row) -> str:

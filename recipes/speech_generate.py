@@ -11,8 +11,11 @@ windows, and so are long samples after `torchtune-speech segment`: their answers
 """
 
 import contextlib
+import hashlib
+import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,7 @@ KEYS = {
     "dtype": "fp32 or bf16",
     "quantize": "nf4 (4 bits) or float8 for the matrices of the frozen LLM; null for neither",
 }
+_NAME_A_TASK = {"track", "target_lang"}  # of the official files in one
 _log = get_logger("INFO")
 
 
@@ -235,7 +239,11 @@ class SpeechGenerateRecipe:
         """Read the data set; returns the fingerprint of its frames, None when all is text."""
         lengths = {} if projector is None else {"output_length": projector.output_length}
         self.dataset = config.instantiate(
-            self.cfg.dataset, tokenizer=tokenizer, max_seq_len=self.cfg.max_seq_len, **lengths
+            self.cfg.dataset,
+            tokenizer=tokenizer,
+            max_seq_len=self.cfg.max_seq_len,
+            with_answers=False,
+            **lengths,
         )
         counts = Counter((sample.id, sample.task) for sample in self.dataset.samples)
         (id_, task), count = counts.most_common(1)[0]
@@ -298,7 +306,7 @@ class SpeechGenerateRecipe:
         alone = cfg.shard_llm or process.world_size == 1
         rank, world_size = (0, 1) if alone else (process.rank, process.world_size)
         writes = process.is_main or not alone
-        partial = PartialPredictions(cfg.output, self._fingerprint(), rank)
+        partial = PartialPredictions(cfg.output, self._fingerprint(chosen), rank)
         process.barrier()  # all have read what is there before the first writes
         if partial.rows:
             count_done = len(partial.rows)
@@ -355,6 +363,8 @@ class SpeechGenerateRecipe:
         data = self.cfg.dataset
         leaves_out = [key for key in ("on_too_long", "on_bad_sample") if data.get(key) == "skip"]
         leaves_out += ["tasks"] if data.get("tasks") else []
+        # Those that name one of several official files leave nothing of it out.
+        leaves_out += ["where"] if (data.get("where") or {}).keys() - _NAME_A_TASK else []
         leaves_out = [f"dataset.{key}" for key in leaves_out]
         leaves_out += ["limit"] if self.cfg.limit is not None else []
         if leaves_out:
@@ -373,15 +383,23 @@ class SpeechGenerateRecipe:
         ids = dict.fromkeys(s.extra.get("segment_of", s.id) for s in samples)
         return {"track": track, "text_lang": language, "expected_ids": ids}
 
-    def _fingerprint(self) -> dict[str, Any]:
-        """What decides the predictions: settings, data, LLM, trained files."""
+    def _fingerprint(self, chosen: Sequence[int]) -> dict[str, Any]:
+        """What decides the predictions: settings, data, prompts, LLM, trained files."""
         settings = OmegaConf.to_container(self.cfg, resolve=True)
         for key in ("output", "mcif_output", "batch_size", "shard_llm"):  # change no prediction
             settings.pop(key, None)
         return self.fingerprint | {
             "settings": settings,
             "data": data_fingerprint(self.dataset.samples),
+            "prompts": self._prompts_digest(chosen),
         }
+
+    def _prompts_digest(self, chosen: Sequence[int]) -> str:
+        """Templates and tokenizer may change in their files, under the same names."""
+        digest = hashlib.sha256()
+        for i in chosen:
+            digest.update(json.dumps(self.dataset.prompt(self.dataset.samples[i])).encode())
+        return digest.hexdigest()
 
 
 def _files(checkpoint: str | None) -> list[list[str | int]] | None:

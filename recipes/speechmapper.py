@@ -81,6 +81,7 @@ class SpeechMapperRecipe:
         cfg = self.cfg
         checkpoint = training.resume_point(cfg.output_dir, cfg.resume)
         training.check_settings(cfg)
+        self.schedules = training.check_learning_rates(cfg.learning_rate, TRAINED)
         self.loss = training.check_embedding_loss(
             cfg.loss, temperature=cfg.contrast_temperature, pad_weight=cfg.pad_weight
         )
@@ -117,7 +118,6 @@ class SpeechMapperRecipe:
         )
         self.groups = training.trainable_groups(self.model, *TRAINED)
         training.check_space(cfg, self.groups, self.max_steps)
-        self.schedules = training.check_learning_rates(cfg.learning_rate, self.groups)
         self.optimizer = training.build_optimizer(cfg.optimizer, self.groups)
         if checkpoint is not None:
             self.plan.load_state_dict(training.load_state(checkpoint, self.optimizer, self.groups))
@@ -291,8 +291,10 @@ def recipe_main(cfg: DictConfig) -> None:
         training.embeddings_dry_run(cfg)
         return
     recipe = SpeechMapperRecipe(cfg)
-    recipe.setup()
-    training.end_process(stopped=recipe.train())
+    with training.only_run(cfg.output_dir, recipe.process):
+        recipe.setup()
+        stopped = recipe.train()
+    training.end_process(stopped)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import sys
@@ -8,6 +10,7 @@ from torchtune_speech.errors import InputError, did_you_mean
 from torchtune_speech.files import (
     atomic_write,
     iter_jsonl,
+    lock_folder,
     read_json,
     read_jsonl,
     write_json,
@@ -114,3 +117,48 @@ def test_json_round_trip_and_its_error(tmp_path):
 def test_did_you_mean():
     assert did_you_mean("batchsize", ["batch_size", "seed"]) == "; did you mean 'batch_size'?"
     assert did_you_mean("xyz", ["batch_size", "seed"]) == ""
+
+
+def test_one_run_writes_to_a_folder_at_a_time(tmp_path):
+    folder = tmp_path / "runs" / "A"
+    with lock_folder(folder):
+        with (
+            pytest.raises(InputError, match="A: another run is writing there"),
+            lock_folder(folder),
+        ):
+            pass
+        (folder / "file").touch()
+    with lock_folder(folder):  # free again
+        pass
+    assert [p.name for p in folder.iterdir()] == ["file"]
+
+
+def test_an_empty_folder_that_was_made_for_a_lock_goes_again(tmp_path):
+    with lock_folder(tmp_path / "runs" / "A"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_child_that_outlives_its_parent_has_no_lock(tmp_path):
+    """As a loader's worker may, by some seconds."""
+    to_child, to_parent = os.pipe(), os.pipe()
+    with lock_folder(tmp_path):
+        child = os.fork()
+        if not child:
+            os.write(to_parent[1], b"!")
+            os.read(to_child[0], 1)  # until the test has looked
+            os._exit(0)
+        os.read(to_parent[0], 1)
+    with lock_folder(tmp_path):
+        pass
+    os.write(to_child[1], b"!")
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with lock_folder(tmp_path):
+        pass

@@ -1,5 +1,7 @@
-"""Files that are whole or absent: written aside and renamed, JSON and JSON lines."""
+"""Files that are whole or absent: written aside and renamed, JSON and JSON lines; locks."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -46,6 +48,57 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock_folder(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps other runs from writing to a folder until the block is left, or the process dies.
+
+    On a file system without locks nothing is kept from anything.
+
+    Args:
+        path: The folder; made if absent, and removed again if nothing came into it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: If another run writes there.
+    """
+    path = Path(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    _locks.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{path}: another run is writing there; wait for it, or choose another output_dir"
+            ) from None
+        except OSError:  # as of NFS
+            pass
+        yield
+    finally:
+        _locks.discard(descriptor)
+        os.close(descriptor)
+        with contextlib.suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
+
+
+_locks: set[int] = set()
+
+
+def _forget_locks() -> None:
+    """Closes a forked child's copies: a worker may outlive its parent by seconds."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _sync(path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtune_speech.modules import _product_dtype
-from torchtune_speech.modules._product_dtype import product_dtype
+from torchtune_speech.modules._product_dtype import fast_autocast, product_dtype
 
 
 @pytest.fixture
@@ -46,6 +46,18 @@ def test_the_clearly_faster_dtype_is_found(monkeypatch, bfloat16_s, slow):
     monkeypatch.setattr(_product_dtype.torch, "mm", multiply)
     monkeypatch.setattr(_product_dtype.time, "perf_counter", lambda: now)
     assert _product_dtype._is_slow_in_bfloat16.__wrapped__() is slow
+
+
+@pytest.mark.parametrize("is_slow", [True, False])
+def test_autocast_narrows_where_that_is_fast(monkeypatch, is_slow):
+    monkeypatch.setattr(_product_dtype, "_is_slow_in_bfloat16", lambda: is_slow)
+    layer, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast_autocast("cpu"):
+            assert layer(x).dtype == (torch.float32 if is_slow else torch.bfloat16)
+        assert layer(x).dtype == torch.bfloat16
+    with fast_autocast("cpu"):
+        assert layer(x).dtype == torch.float32
 
 
 def test_it_is_tried_once_a_process(monkeypatch):

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from torchtune_speech import config
 from torchtune_speech.encoders import FilterBankEncoder, filter_bank_encoder, load_audio
 from torchtune_speech.errors import InputError
-from torchtune_speech.features import FeatureStore, average_frames, lock_store, verify_store
-from torchtune_speech.files import read_jsonl
+from torchtune_speech.features import FeatureStore, average_frames, verify_store
+from torchtune_speech.files import lock_folder, read_jsonl
 
 ROOT = Path(extract_features.__file__).parents[1]
 ENCODER = {"_component_": "torchtune_speech.encoders.filter_bank_encoder"}
@@ -286,13 +286,13 @@ def test_a_store_that_knows_other_audio_by_this_name_is_refused(tmp_path, num_pr
 def test_a_store_that_another_run_writes_to_is_left_alone(data, tmp_path):
     cfg = _config(data, tmp_path / "store", where={"split": "train"})
     with (
-        lock_store(tmp_path / "store"),
-        pytest.raises(InputError, match="store: another run is writing to this store"),
+        lock_folder(tmp_path / "store"),
+        pytest.raises(InputError, match="store: another run is writing there"),
     ):
         _run(cfg)
     assert not (tmp_path / "store").exists()
     _run(cfg)
-    with lock_store(tmp_path / "store"):  # free again
+    with lock_folder(tmp_path / "store"):  # free again
         pass
 
 
@@ -315,7 +315,8 @@ def test_another_encoders_store_is_not_added_to(data, tmp_path):
         ({"frame_average": 0}, "frame_average is 0; it must be a whole number, at least 1"),
         ({"frame_average": 1.5}, "frame_average is 1.5"),
         ({"dtype": "bf"}, "dtype is 'bf'; use one of bf16"),
-        ({"speeds": [1.0, 9.0]}, "speeds is"),
+        ({"speeds": [1.0, 9.0]}, "speeds: .*give a list of factors from 0.25 to 4"),
+        ({"speeds": 0.9}, "speeds: 0.9; give a list of factors"),
         ({"on_bad_sample": "ignore"}, "on_bad_sample is 'ignore'"),
         pytest.param(
             {"device": "cuda"},

@@ -96,7 +96,7 @@ def test_missing_ids_are_refused_unless_allowed(tmp_path):
         run(predictions=path, manifest=manifest)
     message = str(error.value)
     assert "2 manifest rows without a prediction (first: '2')" in message
-    assert "1 predictions without a manifest row (first: '9')" in message
+    assert "1 predictions without a manifest row (first: '9', task asr)" in message
     assert "allow_missing=true" in message
     assert not (tmp_path / "report.json").exists()
 
@@ -104,6 +104,18 @@ def test_missing_ids_are_refused_unless_allowed(tmp_path):
     assert report["n"] == {"asr": 1}
     assert list(report["missing"].values()) == [2, 1]
     assert any("2 manifest rows" in note for note in report["notes"])
+
+
+def test_a_reference_is_that_of_the_same_task(tmp_path):
+    """Manifests of several tasks may name their rows alike."""
+    other = {"id": "1", "task": "st", "target_lang": "de", "target": "rot", "prediction": "rot"}
+    path = write(tmp_path / "predictions.jsonl", [*without_targets(), *without_targets([other])])
+    manifest = write(tmp_path / "manifest.jsonl", MANIFEST)
+    with pytest.raises(InputError, match=r"1 predictions without .*first: '1', task st\)"):
+        run(predictions=path, manifest=manifest)
+    report = run(predictions=path, manifest=manifest, allow_missing=True)
+    assert report["n"] == {"asr": 1, "st": 1, "mt": 1, "sqa": 1}
+    assert list(report["missing"].values()) == [0, 1]
 
 
 def test_own_unanswerable_phrases(tmp_path):

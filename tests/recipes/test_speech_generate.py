@@ -132,6 +132,45 @@ def test_a_killed_run_goes_on_where_it_stopped(world, run_recipe, recipe_module,
     assert not (world / "out.partial.jsonl").exists()
 
 
+def test_predictions_of_other_templates_are_not_gone_on_with(
+    world, run_recipe, recipe_module, monkeypatch
+):
+    """Whose file has the same name."""
+    templates = world / "own.yaml"
+    words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160", "batch_size=2"]
+    words += [f"projector_checkpoint={world / 'A'}", f"output={world / 'out.jsonl'}"]
+    words += [f"dataset.templates={templates}"]
+    recipe, decoded = recipe_module("speech_generate"), []
+    predict = recipe.predict
+
+    def first_batch(*args, **kwargs):
+        for batch in predict(*args, **kwargs):
+            decoded.extend(i for i, _ in batch)
+            yield batch
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "predict", first_batch)
+    monkeypatch.setattr("sys.argv", ["speech_generate", *map(str, words)])
+    for text in ("One", "One", "Two"):
+        templates.write_text(f"wrapping: {{speech: '{text} {{speech}} {{instruction}}'}}\n")
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            recipe.recipe_main()
+    # The second run goes on, the third begins anew.
+    assert decoded[:2] == decoded[4:] and sorted(decoded[:4]) == [0, 1, 2, 3]
+
+
+def test_a_long_reference_makes_no_prompt_too_long(world, run_recipe):
+    manifest = world / "data" / "manifest.jsonl"
+    rows = [row | {"target": "The singer sleeps. " * 60} for row in read_jsonl(manifest)]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160"]
+    words += [f"projector_checkpoint={world / 'A'}", f"output={world / 'out.jsonl'}"]
+    code, _, err = run_recipe("speech_generate", *words, "max_seq_len=100")
+    assert code == 0, err
+    code, _, err = run_recipe("speech_generate", *words, "max_seq_len=30")
+    assert code == 1 and "tokens, max_seq_len is 30" in err
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_two_processes_give_the_same_text(world, run_recipe, tune_run, beams):
     words = ["--config", world / "speech_generate.yaml", "projector.in_dim=160", "batch_size=1"]
@@ -292,6 +331,11 @@ def test_the_official_output_holds_every_sample(world, run_recipe):
     ]
     code, _, err = run_recipe("speech_generate", *words)
     assert code == 1 and "mcif_output: the samples are not those" in err
-    for more in ("limit=1", "dataset.on_too_long=skip", "dataset.tasks=[asr]"):
+    for more in (
+        "limit=1",
+        "dataset.on_too_long=skip",
+        "dataset.tasks=[asr]",
+        "dataset.where={id: [0]}",
+    ):
         code, _, err = run_recipe("speech_generate", *words, more)
         assert code == 1 and f"mcif_output: {more.split('=')[0]} may leave samples out" in err

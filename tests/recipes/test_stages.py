@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_world import make_data, make_llm, write_config
 
 from torchtune_speech import training
-from torchtune_speech.files import read_json, read_jsonl
+from torchtune_speech.files import lock_folder, read_json, read_jsonl
 
 ROOT = Path(__file__).parents[2]
 
@@ -241,6 +241,23 @@ def test_the_evaluation_of_a_step_is_made_up_for_once(stages, run):
     assert evaluations(out) == evaluations(whole) and losses(out) == losses(whole)
 
 
+def test_the_ctc_head_is_heard_batch_by_batch(stages, run, monkeypatch):
+    module = sys.modules[training.evaluate.__module__]
+    greedy, scores, heard = module.ctc_greedy, [], []
+    for size in (1, 3):
+        batches = []
+        monkeypatch.setattr(
+            module, "ctc_greedy", lambda *a: batches.append(len(a[1])) or greedy(*a)
+        )
+        out = stages / f"A-ctc-batches-{size}"
+        words = [f"output_dir={out}", "max_steps=1", f"eval_batch_size={size}"]
+        assert run("projector", "--config", stages / "projector.yaml", *words) == 0
+        assert max(batches) == size
+        scores.append(evaluations(out)[0][1]["ctc"])
+        heard.append(sum(batches))
+    assert scores[0] == scores[1] and heard[0] == heard[1] > 3
+
+
 def test_without_dev_data_no_evaluation_is_due(stages, run):
     out = stages / "A-no-dev"
     words = [f"output_dir={out}", "eval_dataset=null"]
@@ -427,6 +444,15 @@ def test_a_disk_with_no_room_for_checkpoints_is_noticed_first(stages, run, capsy
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"output_dir: {out} has 0.0001 GB free, its checkpoints need " in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("recipe", ["projector", "lora_finetune_text", "multimodal_fuse"])
+def test_two_runs_do_not_share_a_folder(stages, run, capsys, recipe):
+    out = stages / f"{recipe}-shared"
+    with lock_folder(out):
+        assert run(recipe, "--config", stages / f"{recipe}.yaml", f"output_dir={out}") == 1
+        assert f"{out}: another run is writing there" in capsys.readouterr().err
+        assert not list(out.iterdir())
 
 
 def test_keep_last_checkpoints(stages, run):

@@ -82,8 +82,10 @@ def test_real_sizes_without_any_file(family, recipe, run_recipe, tmp_path, monke
     assert f"SYNTHETIC lengths{rate}, since" in notes[0]
     rows = step_table(out)
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5", "6"]
-    # Twins stand in the rows of their speech, which is longer than its text.
-    assert all(float(row[5].rstrip("%")) > (75 if "twins" in row[1] else 90) for row in rows)
+    # Twins stand in the rows of their speech, which is longer than its text; one step of a block
+    # has what the others left.
+    short = [row for row in rows if float(row[5].rstrip("%")) < (75 if "twins" in row[1] else 90)]
+    assert len(short) <= 1
     if recipe == "multimodal_fuse":
         sources = [row[1] for row in rows]
         assert sources[sources.index("st/de") + 1] == "st/de (text twins)"

@@ -244,6 +244,20 @@ def test_saving_keeps_the_last_and_removes_what_a_killed_run_left(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_3", "step_4"]
 
 
+def test_a_checkpoint_is_removed_as_a_whole(tmp_path, monkeypatch):
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    for step in (2, 3):
+        save(tmp_path, step)
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr("shutil.rmtree", killed)
+        save(tmp_path, 4)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_3", "step_4"]
+    save(tmp_path, 5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_4", "step_5"]
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_optimizer_comes_back_as_torch_itself_would_bring_it_back(tmp_path, fused):
     groups, old = save(tmp_path, 2, fused=fused)

@@ -35,6 +35,7 @@ from torchtune_speech.data._plan import Plan, Source, Step, fill
 from torchtune_speech.data._prompts import PromptTemplates
 from torchtune_speech.data._qwen3_chat import Qwen3ChatFormat
 from torchtune_speech.data._sample import (
+    TEXT_TWIN_TASKS,
     AudioCut,
     Sample,
     data_fingerprint,
@@ -74,6 +75,7 @@ __all__ = [
     "SpeechDataset",
     "Step",
     "StepBatches",
+    "TEXT_TWIN_TASKS",
     "TokenLabels",
     "TranscriptBatch",
     "TranscriptBatches",

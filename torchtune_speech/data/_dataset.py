@@ -33,6 +33,8 @@ class SpeechDataset:
         max_seq_len: longest allowed sample, in tokens.
         on_too_long: ``fail`` or ``skip`` samples above that, and with ``targets`` those whose
             transcript has more tokens than speech vectors; they are never cut.
+        with_answers: whether a sample's answer counts in its length; where it has none it does not
+            either way. Default True, as in training; generation reads prompts alone.
         ctc: label set of the auxiliary CTC loss; None for no CTC targets.
         normalize: ``(text, language) -> text``, what of a transcript the CTC labels are of. Default
             all.
@@ -55,6 +57,7 @@ class SpeechDataset:
         kept: KeptPositions | None = None,
         max_seq_len: int,
         on_too_long: str = "fail",
+        with_answers: bool = True,
         ctc: CTCLabels | None = None,
         normalize: Callable[[str, str], str] = lambda text, lang: text,
         targets: TranscriptTargets | None = None,
@@ -63,6 +66,7 @@ class SpeechDataset:
         self.output_length, self.kept = output_length, kept
         self.ctc, self.normalize, self.targets = ctc, normalize, targets
         self.max_seq_len, self.on_too_long = max_seq_len, on_too_long
+        self.with_answers = with_answers
         self._interleave = InterleaveSpeech(chat)
         if kept is not None and store is not None:
             kept.check_store(store)
@@ -194,7 +198,8 @@ class SpeechDataset:
         self.samples, self.lengths = [self.samples[i] for i in kept], self.lengths[kept]
 
     def _num_tokens(self, sample: Sample) -> int:
-        return len(self.encode(sample, inference=not sample.target)["tokens"])
+        without = not (self.with_answers and sample.target)
+        return len(self.encode(sample, inference=without)["tokens"])
 
     def _num_vectors(self, sample: Sample, key: str) -> int:
         return self.output_length(self._num_frames(sample, key))

@@ -45,6 +45,7 @@ def load_manifest(
     bad: list[BadRow] | None = None,
     check_audio: bool = True,
     require_target: bool = True,
+    skip_key: str = "on_bad_sample",
 ) -> list[Sample]:
     """Read and check a manifest.
 
@@ -61,6 +62,7 @@ def load_manifest(
         bad: a list that receives the skipped rows.
         check_audio: whether every audio file must exist.
         require_target: whether every row must have a target; without it, a missing one is "".
+        skip_key: the config key of ``on_bad_sample``, for messages.
 
     Returns:
         The samples, in the order of the rows.
@@ -79,6 +81,7 @@ def load_manifest(
         on_bad_sample=on_bad_sample,
         where=where,
         bad=bad,
+        skip_key=skip_key,
     )
 
 
@@ -284,9 +287,10 @@ def _collect(
     on_bad_sample: str,
     where: Mapping[str, Any] | None,
     bad: list[BadRow] | None,
+    skip_key: str = "on_bad_sample",
 ) -> list[Sample]:
     if on_bad_sample not in ("fail", "skip"):
-        raise InputError(f'on_bad_sample: {on_bad_sample!r} is unknown; use "fail" or "skip"')
+        raise InputError(f'{skip_key}: {on_bad_sample!r} is unknown; use "fail" or "skip"')
     filters = _Filters(tasks, where)
     samples: list[Sample] = []
     skipped: list[BadRow] = []
@@ -305,7 +309,7 @@ def _collect(
             except Fault as fault:
                 message = f"{origin}:{line}: {fault.what}; {fault.cure}"
                 if on_bad_sample == "fail":
-                    raise InputError(f"{message}, or set on_bad_sample=skip") from None
+                    raise InputError(f"{message}, or set {skip_key}=skip") from None
                 skipped.append(BadRow(line, fault.reason, message))
                 continue
             seen[sample.id] = line

@@ -30,9 +30,9 @@ class PromptTemplates:
 
     The instruction is in the sample's target language; which one of a pool is a function of the
     sample's id alone, so it is the same in every epoch and process, and for a text twin. A row's
-    own column ``instruction`` takes the place of the pool. The options of a multiple-choice
-    question go where ``{choices}`` stands, else to the end of the instruction, as lines
-    ``A. ...``, ``B. ...``.
+    own column ``instruction`` takes the place of the pool, and is all that is said: what options
+    it has stand in it. Those of other multiple-choice rows go where ``{choices}`` stands, else to
+    the end of the instruction, as lines ``A. ...``, ``B. ...``.
 
     What samples bring is put in as text in a single pass: braces and ``{speech}`` inside it are
     only text.

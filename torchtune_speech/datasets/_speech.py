@@ -47,6 +47,7 @@ def speech_dataset(
     on_bad_sample: str = "fail",
     on_too_long: str = "fail",
     require_target: bool = True,
+    with_answers: bool = True,
 ) -> SpeechDataset:
     """Samples of one or several manifests, speech or text.
 
@@ -76,6 +77,7 @@ def speech_dataset(
         on_too_long: ``fail`` or ``skip`` samples longer than ``max_seq_len``, and with
             ``pad_token`` transcripts with more tokens than speech vectors.
         require_target: refuse rows without a target; False for inference.
+        with_answers: whether a sample's answer counts in its length; False for inference.
 
     Returns:
         The data set.
@@ -83,6 +85,7 @@ def speech_dataset(
     Raises:
         InputError: if a file is missing, a row is bad, or a setting is wrong.
     """
+    check_speeds(speeds)
     samples = _load(manifest, tasks, where, on_bad_sample, require_target)
     prompts = PromptTemplates.from_yaml(templates)
     if unanswerable is not None:
@@ -103,6 +106,7 @@ def speech_dataset(
         kept=KeptPositions(kept) if kept else None,
         max_seq_len=max_seq_len,
         on_too_long=on_too_long,
+        with_answers=with_answers,
         ctc=ctc_labels(ctc, chat),
         normalize=normalize,
         targets=targets,
@@ -152,6 +156,7 @@ def transcript_dataset(
     Raises:
         InputError: if a file is missing, or a row is bad.
     """
+    check_speeds(speeds)
     chat = chat_format(tokenizer)
     samples = _load(manifest, tasks, where, on_bad_sample, require_target=True)
     return TranscriptDataset(
@@ -185,6 +190,7 @@ def _load(
             on_bad_sample=on_bad_sample,
             check_audio=False,  # training reads the feature store, not the audio
             require_target=require_target,
+            skip_key="dataset.on_bad_sample",
         )
     ]
 
@@ -212,6 +218,20 @@ def _unanswerable(
     if problem:
         raise InputError(f"dataset.unanswerable: {problem}")
     return unanswerable_samples(samples, prompts, **settings)
+
+
+def check_speeds(speeds: Any) -> None:
+    """Refuse what is no list of speeds.
+
+    Args:
+        speeds: see :func:`at_speeds`.
+
+    Raises:
+        InputError: saying what to give.
+    """
+    is_list = isinstance(speeds, Sequence) and not isinstance(speeds, str) and len(speeds) > 0
+    if not is_list or not all(isinstance(s, (int, float)) and s > 0 for s in speeds):
+        raise InputError(f"dataset.speeds: {speeds!r}; give a list of factors, as [0.9, 1.0, 1.1]")
 
 
 def at_speeds(sample: Sample, speeds: Sequence[float]) -> list[Sample]:

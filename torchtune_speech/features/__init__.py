@@ -12,7 +12,6 @@ from torchtune_speech.features._writer import (
     FeatureWriter,
     check_store,
     finalize_store,
-    lock_store,
     stored_seconds,
 )
 
@@ -25,7 +24,6 @@ __all__ = [
     "check_fingerprint",
     "check_store",
     "finalize_store",
-    "lock_store",
     "read_store_info",
     "stored_seconds",
     "verify_store",

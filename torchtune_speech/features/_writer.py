@@ -1,13 +1,11 @@
 """Writing a feature store."""
 
 import contextlib
-import fcntl
 import json
-import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -119,39 +117,6 @@ def check_store(path: str | Path, fingerprint: Mapping[str, Any], dtype: torch.d
             f"{path}: dtype is {info['dtype']} in the store but {name} is wanted; use the same "
             "dtype or another output_dir"
         )
-
-
-@contextlib.contextmanager
-def lock_store(path: str | Path) -> Iterator[None]:
-    """Keep other runs from writing to a store until the block is left, or the process dies.
-
-    Args:
-        path: folder of the store; made if absent, and removed again if nothing came into it.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        InputError: if another run writes to the store.
-    """
-    path = Path(path)
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{path}: another run is writing to this store; wait for it, or choose another "
-                "output_dir"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
-        with contextlib.suppress(OSError):  # not empty
-            for folder in made:
-                folder.rmdir()
 
 
 def finalize_store(path: str | Path) -> int:
@@ -284,7 +249,8 @@ class FeatureWriter:
             seconds: duration of the audio.
 
         Raises:
-            ValueError: if the key was added before, or the frames have no or wrong dimensions.
+            ValueError: if the key waits for the same shard already (:func:`finalize_store` refuses
+                one that is in two), or the frames have no or wrong dimensions.
             OSError: if an earlier shard could not be written.
         """
         self.add_batch([key], [frames_td], [seconds])
@@ -303,7 +269,7 @@ class FeatureWriter:
             seconds: durations of the audio.
 
         Raises:
-            ValueError: if a key was added before, or frames have no or wrong dimensions.
+            ValueError: as of :meth:`add`.
             OSError: if an earlier shard could not be written.
         """
         if self._written is not None and self._written.done():

@@ -11,6 +11,7 @@ from torchtune_speech.models._decoding_cache import DecodingCache, cached_layer,
 from torchtune_speech.modules import (
     Packing,
     embedding_distance_sum,
+    fast_autocast,
     linear_cross_entropy_sum,
     squared_error_sum,
 )
@@ -203,5 +204,6 @@ class SpeechLLM(nn.Module):
         if frame_lengths.numel() == 0:
             frames = frames.new_zeros(1, frames.shape[-1])
             frame_lengths = frame_lengths.new_ones(1)
-        output = self.projector(frames, frame_lengths, return_ctc=return_ctc)
+        with fast_autocast(frames.device.type):
+            output = self.projector(frames, frame_lengths, return_ctc=return_ctc)
         return output if return_ctc else (output, None)

@@ -37,6 +37,7 @@ from torchtune_speech.modules._packing import (
     stacked_length,
 )
 from torchtune_speech.modules._pads import non_pads, read_as_pads
+from torchtune_speech.modules._product_dtype import fast_autocast
 from torchtune_speech.modules._rms_norm import rms_norm
 from torchtune_speech.modules._rotate_pairs import rotate_pairs
 from torchtune_speech.modules._spec_augment import spec_augment
@@ -59,6 +60,7 @@ __all__ = [
     "ctc_loss_sum",
     "ctc_possible",
     "embedding_distance_sum",
+    "fast_autocast",
     "feed_forward",
     "length_groups",
     "linear_cross_entropy_sum",

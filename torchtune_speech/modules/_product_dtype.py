@@ -1,5 +1,6 @@
 """The dtype in which a device multiplies matrices fastest."""
 
+import contextlib
 import functools
 import time
 
@@ -36,6 +37,28 @@ def product_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
     if device_type != "cpu" or dtype != torch.bfloat16 or isinstance(torch.empty(0), FakeTensor):
         return dtype
     return torch.float32 if _is_slow_in_bfloat16() else dtype
+
+
+def fast_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """Within it autocast does not narrow to bfloat16, on a CPU slow in it.
+
+    For modules with weights in float32: they are then multiplied as they are.
+
+    Args:
+        device_type: where the operands are.
+
+    Returns:
+        A context manager; one that does nothing elsewhere, and without autocast.
+
+    Example:
+        >>> with fast_autocast(frames.device.type):
+        ...     vectors = projector(frames, frame_lengths)
+    """
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        if product_dtype(device_type, dtype) != dtype:
+            return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 @functools.cache

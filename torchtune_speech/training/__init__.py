@@ -92,6 +92,7 @@ from torchtune_speech.training._process import (
     compute_dtype,
     end_process,
     join_processes,
+    only_run,
     seed_step,
     start_process,
 )
@@ -180,6 +181,7 @@ __all__ = [
     "load_trained",
     "lora_settings",
     "meta_speech_llm",
+    "only_run",
     "parameter_counts",
     "planned_batch",
     "predict_embeddings_memory",

@@ -44,6 +44,7 @@ _COUNTS_OR_NULL = (
     "limit",
     "vocab_size",
 )
+_COUNTS_FROM_0 = ("seed", "num_workers")
 _WEIGHTS = ("ctc_weight", "embedding_weight")
 # What the steps of a plan depend on, besides the data.
 _PLAN_KEYS = ("mixture", "paired", "max_seq_len", "max_frames", "rows_per_step", "seed")
@@ -89,6 +90,10 @@ def check_settings(cfg: DictConfig) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             null = ", or null" if key in _COUNTS_OR_NULL else ""
             raise InputError(f"{key}: {value!r}; give a whole number of 1 or more{null}")
+    for key in _COUNTS_FROM_0:
+        value = cfg.get(key, 0)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise InputError(f"{key}: {value!r}; give a whole number of 0 or more")
     for key in _WEIGHTS:
         if not _is_number(cfg.get(key, 0)) or cfg.get(key, 0) < 0:
             raise InputError(f"{key}: {cfg[key]!r}; give a number, 0 for none")
@@ -107,6 +112,12 @@ def check_settings(cfg: DictConfig) -> None:
     if not isinstance(recompute, bool) and recompute != "auto":
         raise InputError(f"activation_checkpointing: {recompute!r}; use auto, true or false")
     check_quantize(cfg.get("quantize"))
+    if cfg.get("embedding_weight", 0) > 0 and not steps:
+        log_rank_zero(
+            _log,
+            "embedding_weight: plays no part, since ctc_only_steps is 0",
+            logging.WARNING,
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -568,7 +579,7 @@ def check_stage_1(cfg: DictConfig, dataset: SpeechDataset, path: str | Path | No
 
 
 def check_same_kept(dataset: SpeechDataset, eval_dataset: SpeechDataset) -> None:
-    """Refuse dev data whose pads are dropped in another way than those of the training data.
+    """Refuse dev speech whose pads are dropped in another way than those of the training data.
 
     Args:
         dataset: training data.
@@ -578,7 +589,7 @@ def check_same_kept(dataset: SpeechDataset, eval_dataset: SpeechDataset) -> None
         InputError: saying what to set.
     """
     ours, theirs = (d.kept and d.kept.fingerprint for d in (dataset, eval_dataset))
-    if ours != theirs:
+    if ours != theirs and any(sample.is_speech for sample in eval_dataset.samples):
         raise InputError(
             "eval_dataset.kept: drops pads in another way than dataset.kept; set both to files of "
             "`torchtune-speech keep` with the same stage-1 run, or both to null"

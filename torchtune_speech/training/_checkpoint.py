@@ -106,7 +106,8 @@ def save_checkpoint(
                 "free; make room and set resume=true, earlier checkpoints are whole"
             ) from error
         for old in list_checkpoints(output_dir)[: -keep_last if keep_last else 0]:
-            shutil.rmtree(old)
+            # Whole or no checkpoint, also when killed on the way; the next save removes the rest.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.partial")))
     process.barrier()
     return folder
 

@@ -86,7 +86,8 @@ def dry_run_report(
     check_learning_rates(cfg.learning_rate, trainable_groups(model, *trained))
     if model.projector is not None:
         if _needs_ctc(cfg):
-            check_ctc_head(model.projector, "ctc_weight and ctc_only_steps")
+            weights = [key for key in ("ctc_weight", "ctc_only_steps") if key in cfg]
+            check_ctc_head(model.projector, " and ".join(weights))
         check_ctc_compress(model.projector, cfg.ctc_weight, "ctc_weight")
     parts = [
         ["dry run: built on the meta device, nothing loaded, nothing written"],

@@ -15,6 +15,7 @@ from torchtune_speech.modules import (
     cosine_distance_sum,
     ctc_loss_sum,
     ctc_possible,
+    fast_autocast,
     vocabulary_contrast_sum,
     word_and_pad_squared_error,
 )
@@ -176,7 +177,10 @@ def embedding_loss_sums(
         Part to float32 scalar, in the order of ``loss.weights``.
     """
     wanted = loss.weights
-    output = model.projector(batch["frames"], batch["frame_lengths"], return_ctc="ctc" in wanted)
+    with fast_autocast(batch["frames"].device.type):
+        output = model.projector(
+            batch["frames"], batch["frame_lengths"], return_ctc="ctc" in wanted
+        )
     vectors_nd, ctc_logits = output if "ctc" in wanted else (output, None)
     labels_n = batch["target_tokens"]
     targets_nd = model.table[labels_n].float()

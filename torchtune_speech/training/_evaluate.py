@@ -47,7 +47,9 @@ def evaluate(
     chosen = spread(num_samples, len(dataset))
     report: dict[str, Any] = {}
     if dataset.ctc is not None:
-        transcripts = ctc_transcripts(model, dataset, chosen, process.device, dtype)
+        transcripts = ctc_transcripts(
+            model, dataset, chosen, process.device, batch_size=batch_size, dtype=dtype
+        )
         if transcripts:
             references = [dataset.samples[i].transcript for i in transcripts]
             report["ctc"] = wer(references, list(transcripts.values()), normalizer="basic")
@@ -67,6 +69,8 @@ def ctc_transcripts(
     dataset: SpeechDataset,
     indices: Sequence[int],
     device: torch.device,
+    *,
+    batch_size: int,
     dtype: torch.dtype = torch.float32,
 ) -> dict[int, str]:
     """What the projector's CTC head hears, without the LLM: best label of each frame.
@@ -76,6 +80,7 @@ def ctc_transcripts(
         dataset: with CTC labels.
         indices: samples; those without a single audio cut and its transcript are left out.
         device: where the model computes.
+        batch_size: recordings that the projector reads together.
         dtype: precision of the matrix products.
 
     Returns:
@@ -86,17 +91,19 @@ def ctc_transcripts(
         sample = dataset.samples[i]
         if len(sample.audio) == 1 and sample.transcript:
             heard.setdefault(sample.audio[0].key, i)
-    if not heard:
-        return {}
-    frames = [dataset.frames(dataset.samples[i])[0].float() for i in heard.values()]
-    lengths = torch.tensor([len(f) for f in frames])
     was_training = model.training
     model.eval()
-    with autocast(device, dtype):
-        tokens = torch.zeros(1, 1, dtype=torch.long, device=device)
-        logits, _ = model(
-            tokens, frames=torch.cat(frames).to(device), frame_lengths=lengths, only_ctc=True
-        )
+    texts: dict[int, str] = {}
+    tokens = torch.zeros(1, 1, dtype=torch.long, device=device)
+    for start in range(0, len(heard), batch_size):
+        batch = list(heard.values())[start : start + batch_size]
+        frames = [dataset.frames(dataset.samples[i])[0].float() for i in batch]
+        lengths = torch.tensor([len(f) for f in frames])
+        with autocast(device, dtype):
+            logits, _ = model(
+                tokens, frames=torch.cat(frames).to(device), frame_lengths=lengths, only_ctc=True
+            )
+        labels = ctc_greedy(logits, model.projector.ctc_length(lengths))
+        texts |= {i: dataset.ctc.decode(x) for i, x in zip(batch, labels, strict=True)}
     model.train(was_training)
-    labels = ctc_greedy(logits, model.projector.ctc_length(lengths))
-    return {i: dataset.ctc.decode(x) for i, x in zip(heard.values(), labels, strict=True)}
+    return texts

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchtune_speech.data import TranscriptDataset, collate_transcripts, spread, text_token_rows
 from torchtune_speech.evaluation import wer
 from torchtune_speech.models import ProjectorWithTable
-from torchtune_speech.modules import ctc_greedy, nearest_tokens, read_as_pads
+from torchtune_speech.modules import ctc_greedy, fast_autocast, nearest_tokens, read_as_pads
 from torchtune_speech.training._objective import autocast, to_device
 from torchtune_speech.training._process import Process
 
@@ -95,7 +95,7 @@ def _transcribe(
     items = [dataset.item(i) for i in indices]
     batch = to_device(collate_transcripts(items, dataset.store.dim), device)
     frames, lengths_u = batch["frames"].float(), batch["frame_lengths"]
-    with autocast(device, dtype):
+    with autocast(device, dtype), fast_autocast(device.type):
         output = model.projector(frames, lengths_u, return_ctc=dataset.ctc is not None)
     vectors_nd, ctc_logits = output if dataset.ctc is not None else (output, None)
     nearest_n, is_pad_n = nearest_tokens(vectors_nd, model.table), batch["is_pad"]

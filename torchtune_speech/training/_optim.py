@@ -1,7 +1,7 @@
 """Learning rates as a function of the step, and parameter groups."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -125,12 +125,12 @@ def set_learning_rates(
     return rates
 
 
-def check_learning_rates(schedules: Any, groups: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def check_learning_rates(schedules: Any, groups: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Check the config's ``learning_rate`` node.
 
     Args:
         schedules: the node; group to ``lr``, ``schedule``, ``warmup_steps`` if it is right.
-        groups: the groups that will be trained.
+        groups: names of the groups that will be trained.
 
     Returns:
         A plain copy of it.

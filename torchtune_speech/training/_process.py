@@ -1,10 +1,12 @@
 """The process a recipe runs in: device, rank, seeds, signals."""
 
+import contextlib
 import dataclasses
 import os
 import signal
 import zlib
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from torchtune import training, utils
 
 from torchtune_speech.errors import InputError
+from torchtune_speech.files import lock_folder
 from torchtune_speech.training._device import find_device
 
 
@@ -124,6 +127,19 @@ def start_process(device: str, *, timeout: timedelta | None = None) -> Process:
         join_processes(training.get_distributed_backend(here.type), timeout=timeout)
     world_size, rank = utils.get_world_size_and_rank()
     return Process(here, rank, world_size)
+
+
+def only_run(output_dir: str | Path, process: Process) -> contextlib.AbstractContextManager[None]:
+    """Keep other runs out of a folder; the first process has the lock for all of this run's.
+
+    Args:
+        output_dir: folder of the run.
+        process: this process.
+
+    Returns:
+        What :func:`lock_folder` gives, or nothing.
+    """
+    return lock_folder(output_dir) if process.is_main else contextlib.nullcontext()
 
 
 def compute_dtype(
