@@ -242,19 +242,18 @@ def test_the_evaluation_of_a_step_is_made_up_for_once(stages, run):
 
 
 def test_the_ctc_head_is_heard_batch_by_batch(stages, run, monkeypatch):
-    module = sys.modules[training.evaluate.__module__]
-    greedy, scores, heard = module.ctc_greedy, [], []
+    module, sizes = sys.modules[training.evaluate.__module__], []
+    greedy = module.ctc_greedy
+    monkeypatch.setattr(module, "ctc_greedy", lambda *a: sizes.append(len(a[1])) or greedy(*a))
+    scores, heard = [], []
     for size in (1, 3):
-        batches = []
-        monkeypatch.setattr(
-            module, "ctc_greedy", lambda *a: batches.append(len(a[1])) or greedy(*a)
-        )
+        sizes.clear()
         out = stages / f"A-ctc-batches-{size}"
         words = [f"output_dir={out}", "max_steps=1", f"eval_batch_size={size}"]
         assert run("projector", "--config", stages / "projector.yaml", *words) == 0
-        assert max(batches) == size
+        assert max(sizes) == size
         scores.append(evaluations(out)[0][1]["ctc"])
-        heard.append(sum(batches))
+        heard.append(sum(sizes))
     assert scores[0] == scores[1] and heard[0] == heard[1] > 3
 
 
