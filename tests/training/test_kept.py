@@ -1,19 +1,22 @@
 """Speech vectors that are kept: loss and gradient beside the model run by hand, and packed."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny_world import DIM, FRAME_DIM, build_llm, make_data, make_llm, make_tokenizer
 
-from torchtune_speech.data import Plan, Source, StepBatches, write_kept
+from torchtune_speech.data import AudioCut, Plan, Sample, Source, StepBatches, write_kept
 from torchtune_speech.datasets import speech_dataset
+from torchtune_speech.errors import InputError
 from torchtune_speech.features import FeatureStore
 from torchtune_speech.generation import Decoding, Prompt, generate
 from torchtune_speech.models import load_hf_weights, transformer_projector
 from torchtune_speech.training import (
     Process,
+    check_same_kept,
     ctc_forward_backward,
     forward_backward,
     initial_lora,
@@ -227,3 +230,12 @@ def test_prompts_with_and_without_named_vectors_may_stand_in_one_batch(world):
     ]
     together = generate(model, prompts, Decoding(6), **ask)
     assert together == [generate(model, [p], Decoding(6), **ask)[0] for p in prompts]
+
+
+def test_dev_data_of_text_alone_has_no_pads_to_drop():
+    speech = Sample("a", "asr", "x", (AudioCut("a.wav"),))
+    text = Sample("b", "mt", "x", source_text="y")
+    training_data = SimpleNamespace(kept=SimpleNamespace(fingerprint={"pad_token": 1}))
+    check_same_kept(training_data, SimpleNamespace(kept=None, samples=[text]))
+    with pytest.raises(InputError, match="eval_dataset.kept: drops pads in another way"):
+        check_same_kept(training_data, SimpleNamespace(kept=None, samples=[text, speech]))
