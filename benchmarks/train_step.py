@@ -58,7 +58,7 @@ FRAME_DIM = 1024
 # Width of the projector's layers, length and number of our rows, batch sizes that the peer may
 # choose from, samples to draw from, pairs of a speech and a text step of ours that are timed.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "nano": {"projector": 192, "row": 512, "rows": 4, "peer": [8, 16, 32], "pairs": 12},
+    "nano": {"projector": 192, "row": 512, "rows": 4, "peer": [8, 16, 32], "pairs": 8},
     "100m": {"projector": 384, "row": 512, "rows": 4, "peer": [1, 2, 4], "pairs": 3},
     "8b": {"projector": 1024, "row": 8192, "rows": 2, "peer": [8, 16, 32], "pairs": 4},
 }

@@ -123,6 +123,11 @@ class SpeechEvalRecipe:
             InputError: for a missing file, a bad row, a duplicate id or a missing reference.
         """
         self.missing: dict[str, int] = {}
+        samples = self.output.with_suffix(".samples.jsonl")
+        self.before = {
+            (str(row.get("id")), row.get("task"), row.get("prediction")): row
+            for row in (read_jsonl(samples) if samples.is_file() else [])
+        }
         if cfg.get("mcif_reference"):
             for key in ("manifest", "where", "allow_missing"):
                 if cfg.get(key):
@@ -211,6 +216,14 @@ class SpeechEvalRecipe:
         translations = [row for row in rows if row["task"] in ("st", "mt")]
         texts = [row for row in rows if row["task"] not in ("asr", "st", "mt")]
         answers = [row for row in texts if row["task"] in ("sqa", "qa")]
+        for key, those, what in (
+            ("comet", translations, "translations"),
+            ("comet_free", translations, "translations"),
+            ("bertscore", texts, "answers or summaries"),
+            ("judge", answers, "answers to questions"),
+        ):
+            if cfg.get(key) and not those:
+                self.log.warning(f"{key}: there are no {what} to score")
         signatures: dict[str, Any] = {}
         steps: list[Callable[[], dict[str, Any]]] = []
         if answers and self.judge:  # first: it is the one that may be refused
@@ -229,7 +242,12 @@ class SpeechEvalRecipe:
 
     def _write_samples(self) -> None:
         rows = [{k: v for k, v in row.items() if k != "_where"} for row in self.rows]
-        write_jsonl(self.output.with_suffix(".samples.jsonl"), rows)
+        write_jsonl(self.output.with_suffix(".samples.jsonl"), map(self._with_own_columns, rows))
+
+    def _with_own_columns(self, row: Row) -> Row:
+        """A sample with the columns that somebody has added to it in an earlier report."""
+        before = self.before.get((str(row["id"]), row["task"], row["prediction"]), {})
+        return {k: v for k, v in before.items() if k not in ("scores", "flags")} | row
 
     def _read_mcif(self, cfg: DictConfig) -> None:
         """Reads answers and references of the official task."""

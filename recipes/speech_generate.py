@@ -15,7 +15,6 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ KEYS = {
     "output": "predictions to write, JSON lines",
     "checkpoint": "run or checkpoint to take projector and LoRA from; short for the next two keys",
     "projector_checkpoint": "run or checkpoint to take the projector from",
-    "adapter_checkpoint": "run, checkpoint or PEFT folder to take LoRA from; null for none",
+    "adapter_checkpoint": "run, checkpoint or PEFT folder to take LoRA from; null: checkpoint's",
     "llm_dir": "Hugging Face folder of the LLM",
     "model": "component: builder of the SpeechLLM",
     "projector": "component: builder of the projector; null to read text alone",
@@ -89,6 +88,9 @@ KEYS = {
     "dtype": "fp32 or bf16",
     "quantize": "nf4 (4 bits) or float8 for the matrices of the frozen LLM; null for neither",
 }
+# No prediction of a data set.
+_CHANGE_NOTHING = ("output", "mcif_output", "limit", "batch_size", "shard_llm", "device")
+_CHANGE_NOTHING += ("instruction", "encoder", "frame_average", "window_s", "long_answer")
 _NAME_A_TASK = {"track", "target_lang"}  # of the official files in one
 _log = get_logger("INFO")
 
@@ -132,6 +134,11 @@ class SpeechGenerateRecipe:
             )
         if (cfg.audio is None) == (cfg.dataset is None):
             raise InputError("dataset, audio: give one of the two, and set the other to null")
+        unused = ("instruction",) if cfg.audio is None else ("mcif_output", "limit")
+        for key in unused:
+            if cfg[key] is not None:
+                other = "audio" if cfg.audio is None else "dataset"
+                raise InputError(f"{key}: goes with {other}=..., which is null; set it to null")
         if cfg.keep_checkpoint is not None and cfg.audio is None:
             raise InputError(
                 "keep_checkpoint: drops the pads of audio=...; for a data set run torchtune-speech "
@@ -306,7 +313,7 @@ class SpeechGenerateRecipe:
         alone = cfg.shard_llm or process.world_size == 1
         rank, world_size = (0, 1) if alone else (process.rank, process.world_size)
         writes = process.is_main or not alone
-        partial = PartialPredictions(cfg.output, self._fingerprint(chosen), rank)
+        partial = PartialPredictions(cfg.output, self._fingerprint(), rank)
         process.barrier()  # all have read what is there before the first writes
         if partial.rows:
             count_done = len(partial.rows)
@@ -383,22 +390,22 @@ class SpeechGenerateRecipe:
         ids = dict.fromkeys(s.extra.get("segment_of", s.id) for s in samples)
         return {"track": track, "text_lang": language, "expected_ids": ids}
 
-    def _fingerprint(self, chosen: Sequence[int]) -> dict[str, Any]:
+    def _fingerprint(self) -> dict[str, Any]:
         """What decides the predictions: settings, data, prompts, LLM, trained files."""
         settings = OmegaConf.to_container(self.cfg, resolve=True)
-        for key in ("output", "mcif_output", "batch_size", "shard_llm"):  # change no prediction
+        for key in _CHANGE_NOTHING:
             settings.pop(key, None)
         return self.fingerprint | {
             "settings": settings,
             "data": data_fingerprint(self.dataset.samples),
-            "prompts": self._prompts_digest(chosen),
+            "prompts": self._prompts_digest(),
         }
 
-    def _prompts_digest(self, chosen: Sequence[int]) -> str:
+    def _prompts_digest(self) -> str:
         """Templates and tokenizer may change in their files, under the same names."""
         digest = hashlib.sha256()
-        for i in chosen:
-            digest.update(json.dumps(self.dataset.prompt(self.dataset.samples[i])).encode())
+        for sample in self.dataset.samples:
+            digest.update(json.dumps(self.dataset.prompt(sample)).encode())
         return digest.hexdigest()
 
 

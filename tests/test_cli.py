@@ -68,6 +68,12 @@ def test_cp_recipe_says_how_to_run_it(command, tmp_path):
     assert (tmp_path / "elsewhere" / "deep" / "er" / "my_greet.py").is_file()
 
 
+def test_cp_recipe_wants_the_name_of_a_module(command, tmp_path):
+    code, _, err = command("cp greet my.v2.py")
+    assert code == 1 and "my.v2.py: no name of a module" in err
+    assert not (tmp_path / "elsewhere" / "my.v2.py").exists()
+
+
 def test_cp_recipe_warns_when_the_installed_one_would_run(command, world, monkeypatch):
     monkeypatch.syspath_prepend(world / "recipes")
     code, out, err = command("cp greet .")

@@ -440,6 +440,8 @@ def _cp(options: argparse.Namespace) -> None:
         dest = dest / source.name
     elif dest.suffix != source.suffix:
         dest = dest.with_name(dest.name + source.suffix)
+    if dest.suffix == ".py" and not dest.stem.isidentifier():
+        raise InputError(f"{dest}: no name of a module; use letters, digits and _ before .py")
     if dest.exists() and not options.force:
         raise InputError(f"{dest}: exists already; name another file or add --force to replace it")
     with atomic_write(dest) as temporary:
@@ -489,16 +491,20 @@ def _manifest(options: argparse.Namespace) -> None:
 def _segment(options: argparse.Namespace) -> None:
     from torchtune_speech.data import segment_manifest
 
+    where: dict[str, list[str]] = {}
     for text in options.where:
-        if "=" not in text:
+        column, equals, value = text.partition("=")
+        if not equals:
             raise InputError(f"--where {text}: write it as COLUMN=VALUE")
+        where.setdefault(column, []).append(value)
     before, after = segment_manifest(
         options.manifest,
         options.out,
         window_s=options.window,
         at=options.at,
         overlap_s=options.overlap,
-        where=dict(text.split("=", 1) for text in options.where) or None,
+        # A single value as such: the track of an official file has to be one.
+        where={c: v[0] if len(v) == 1 else v for c, v in where.items()} or None,
     )
     print(f"{before} rows as {after} in {options.out}")
 

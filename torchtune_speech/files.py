@@ -112,6 +112,9 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
+_HALVES = "backslashreplace"  # half a surrogate pair has no UTF-8; as \\ud83d it is JSON
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes a value as indented UTF-8 JSON, whole or not at all.
 
@@ -121,7 +124,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """
     text = json.dumps(value, ensure_ascii=False, indent=2)
     with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8", errors=_HALVES)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -151,7 +154,10 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]])
         path: The file to write.
         rows: The rows, in order; may be a generator.
     """
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors=_HALVES) as file,
+    ):
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

@@ -184,3 +184,21 @@ def test_truncated_flac(tmp_path):
     path.write_bytes(path.read_bytes()[:40_000])
     with pytest.raises(InputError, match=r"a\.flac: (truncated|damaged)"):
         load_audio(path)
+
+
+def test_a_flac_of_unknown_length_is_refused(tmp_path):
+    """As `flac -c` and ffmpeg write them into a pipe: the number of samples in the header is 0."""
+    path = _write(tmp_path / "a.flac", np.zeros(1600), 16_000)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # 36 bits, of which 4 are in this byte
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    for function in (load_audio, audio_seconds):
+        with pytest.raises(InputError, match=r"a\.flac: its header does not tell its length"):
+            function(path)
+
+
+def test_a_cut_of_which_nothing_is_left_names_its_file(tmp_path):
+    path = _write(tmp_path / "a.wav", np.zeros(1), 48_000)
+    with pytest.raises(InputError, match=r"a\.wav: the cut is shorter than a sample at 16000 Hz"):
+        load_audio(path, 16_000)

@@ -205,3 +205,14 @@ def test_scores_that_the_files_bring_along_are_compared():
     comet = by_score(compare(a, b, ter=False), task="st")["comet"]
     assert (comet["a"], comet["b"]) == (pytest.approx(0.5), pytest.approx(0.7))
     assert comet["p_value"] < 0.05
+
+
+def test_samples_that_one_system_has_no_score_of_do_not_count():
+    a, b = rows(0, "st", "de", count=30), rows(0, "st", "de", count=30)
+    for index, row in enumerate(a):
+        row["scores"] = {"comet": 0.9 if index < 10 else 0.3}
+    for row in b[:10]:
+        row["scores"] = {"comet": 0.9}
+    found = by_score(compare(a, b))["comet"]
+    assert (found["a"], found["b"], found["n"]) == (pytest.approx(0.9), pytest.approx(0.9), 10)
+    assert found["better"] is None

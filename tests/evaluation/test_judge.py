@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from torchtune_speech.errors import InputError
 from torchtune_speech.evaluation import ask_endpoint, ask_local, judge, parse_verdict
+from torchtune_speech.evaluation._given import add_judge
 
 
 def row(name="r1", question="Where?", target="In Rome.", prediction="Rome"):
@@ -56,6 +57,9 @@ def scripted(*replies):
         ("**yes** or **no**", None),
         ("Yes or not, it is right", True),
         ("是", None),
+        ("<think>\n\n</think>\n\nyes", True),
+        ("<think>Yes? The clock says noon.</think>No.", False),
+        ("<think>yes", None),
     ],
 )
 def test_only_the_first_word_is_a_verdict(reply, verdict):
@@ -83,6 +87,22 @@ def test_the_judge_reads_question_reference_and_answer():
         "",
         "Is the student's answer correct? Reply with exactly yes or no.",
     ]
+
+
+def test_the_judge_reads_options_as_their_text():
+    ask = scripted(["yes", "no"])
+    choices = ["in April", "in May"]
+    rows = [
+        row(question="When?", choices=choices, target="B", prediction="in May"),
+        row(question="When?", choices=choices, target="in May", prediction="(a)"),
+    ]
+    add_judge(rows, ask, "model", "sqa_v1")
+    (asked,) = ask.asked
+    said = [conversation[1]["content"] for conversation in asked]
+    assert "in May" in said[0] and "Student's answer: in May" in said[0]
+    assert "Reference answer: in May" in said[0] and "Student's answer: in April" in said[1]
+    assert [r["scores"]["judge"] for r in rows] == [1.0, 0.0]
+    assert [r["target"] for r in rows] == ["B", "in May"]  # as they were
 
 
 def test_an_unclear_reply_is_asked_for_once_more():

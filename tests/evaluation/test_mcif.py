@@ -7,6 +7,7 @@ from torchtune_speech.errors import InputError
 from torchtune_speech.evaluation import (
     McifReference,
     bleu_chrf,
+    mcif_rows,
     mcif_scores,
     read_mcif_reference,
 )
@@ -206,6 +207,8 @@ def test_tasks_keep_the_names_of_the_file():
     assert report["scores"] == {"ST-COMET": None, "SQA-BERTScore": 1.0, "SSUM-BERTScore": 1.0}
     assert "ACHAP: no score, task unknown" in report["notes"]
     assert report["n"]["ACHAP"] == 1
+    rows = mcif_rows(dict.fromkeys("123", "a"), items, "it")
+    assert [row["task"] for row in rows] == ["st", "sqa", "summary"]  # chapters are no text
 
 
 def test_a_missing_answer_is_named():

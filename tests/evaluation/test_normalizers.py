@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchtune_speech.errors import InputError
-from torchtune_speech.evaluation import normalizer, split_words
+from torchtune_speech.evaluation import base_language, normalizer, split_words
 
 
 def test_whisper_in_english_unifies_numbers_spelling_and_contractions():
@@ -128,3 +128,12 @@ def test_split_words_goes_by_script():
 def test_the_examples_in_the_docs_are_true(module):
     results = doctest.testmod(importlib.import_module(f"torchtune_speech.evaluation.{module}"))
     assert results.attempted > 0 and results.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("tag", "base"),
+    [("de", "de"), ("zh-CN", "zh"), ("zh_Hant", "zh"), ("zho_Hans", "zh"), ("cmn_hans_cn", "zh"),
+     ("eng", "en"), ("deu_Latn", "de"), ("ita", "it"), ("EN-us", "en"), ("xx", "xx")],
+)  # fmt: skip
+def test_languages_of_tags(tag, base):
+    assert base_language(tag) == base

@@ -123,3 +123,24 @@ def test_unequal_or_no_texts_are_refused():
         qa(["a"], [], "en")
     with pytest.raises(InputError):
         qa([], [], "en")
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        ("1,000", "1000", True),
+        ("U.S.", "US", True),
+        ("at 9:30", "at 930", True),
+        ("well-known", "well known", False),
+        ("the doctor's", "doctors", True),
+        ("?", "!", False),
+        ("?", "", False),
+    ],
+)
+def test_english_is_normalised_as_for_squad(one, two, same):
+    assert exact_match(one, two) is same
+    assert (answer_f1(one, two) == 1.0) is same
+
+
+def test_other_languages_keep_words_of_punctuation_apart():
+    assert exact_match("Nord-Süd", "Nord Süd", "de") and not exact_match("9:30", "930", "de")

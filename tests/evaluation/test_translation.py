@@ -123,3 +123,9 @@ def test_unequal_or_no_texts_are_refused():
         bleu_chrf(["a"], [], "de")
     with pytest.raises(InputError):
         bleu_chrf([], [], "de")
+
+
+@pytest.mark.parametrize("tag", ["cmn", "zho_Hans", "cmn_hans_cn", "zh-TW"])
+def test_chinese_by_any_tag(tag):
+    texts = ["我今天去图书馆看书。"], ["我今天去图书馆。"]
+    assert bleu_chrf(*texts, tag) == bleu_chrf(*texts, "zh")

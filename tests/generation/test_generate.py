@@ -20,6 +20,7 @@ from tiny_world import (
 from transformers import AutoModelForCausalLM
 
 from torchtune_speech.datasets import speech_dataset
+from torchtune_speech.errors import InputError
 from torchtune_speech.files import read_jsonl
 from torchtune_speech.generation import (
     CycleDetector,
@@ -377,7 +378,34 @@ def test_predictions_of_other_settings_are_begun_anew(tmp_path):
     output = tmp_path / "predictions.jsonl"
     with PartialPredictions(output, {"llm": "a"}) as partial:
         partial.add([(0, {"id": "a"})])
+    before = partial.path.read_bytes()
     other = PartialPredictions(output, {"llm": "b"})
     with other:
         other.add([(1, {"id": "b"})])
+    assert (tmp_path / "predictions.partial.old.jsonl").read_bytes() == before
     assert other.rows == PartialPredictions(output, {"llm": "b"}).rows == {1: {"id": "b"}}
+
+
+def test_two_runs_do_not_write_the_same_predictions(tmp_path):
+    output = tmp_path / "predictions.jsonl"
+    with PartialPredictions(output, {}) as partial:
+        partial.add([(0, {"id": "a"})])
+        with (
+            pytest.raises(InputError, match="partial.jsonl: another run is writing it"),
+            PartialPredictions(output, {}),
+        ):
+            pass
+    assert PartialPredictions(output, {}).rows == {0: {"id": "a"}}
+
+
+def test_a_damaged_line_ends_what_is_taken_up(tmp_path):
+    output = tmp_path / "predictions.jsonl"
+    with PartialPredictions(output, {}) as partial:
+        partial.add([(0, {"id": "a"}), (1, {"id": "b"}), (2, {"id": "c"})])
+    text = partial.path.read_text()
+    partial.path.write_text(text.replace('"b"', '"b'))
+    again = PartialPredictions(output, {})
+    assert again.rows == {0: {"id": "a"}}
+    with again:
+        again.add([(1, {"id": "b"})])
+    assert sorted(PartialPredictions(output, {}).rows) == [0, 1]

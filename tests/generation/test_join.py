@@ -58,6 +58,14 @@ def test_without_an_overlap_no_word_is_lost(words):
     assert join_texts(words).split() == words
 
 
+def test_a_window_that_was_cut_is_told_before_one_that_looped():
+    reasons = ("stop", "loop", "length")
+    rows = [
+        row(f"t#{i}", "x", segment_of="t") | {"finish_reason": r} for i, r in enumerate(reasons)
+    ]
+    assert join_segment_rows(rows)[0]["finish_reason"] == "length"
+
+
 def row(id_, text, **more):
     return {"id": id_, "task": "asr", "prediction": text, "finish_reason": "stop"} | more
 

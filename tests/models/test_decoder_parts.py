@@ -4,7 +4,14 @@ import pytest
 import torch
 from torchtune.modules import RMSNorm
 
-from torchtune_speech.models import SpeechLLM, qwen3, speech_llama3_1
+from torchtune_speech.errors import InputError
+from torchtune_speech.models import (
+    SpeechLLM,
+    lora_speech_llama3_1,
+    lora_speech_qwen3,
+    qwen3,
+    speech_llama3_1,
+)
 from torchtune_speech.models._decoder_parts import OnePassRotary, SlimRMSNorm
 
 SHAPE = dict(
@@ -41,3 +48,18 @@ def test_on_the_meta_device_the_rotary_table_waits():
         rope(torch.zeros(1, 2, 4, 8))
     rope.rope_init()
     assert rope(torch.ones(1, 2, 4, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize("build", [lora_speech_llama3_1, lora_speech_qwen3])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["q_proj", "o_proj"], "'o_proj' is unknown; use output_proj"),
+        (["w1"], "'w1' is unknown; use q_proj, k_proj, v_proj, output_proj"),
+        ("q_proj", "'q_proj'; give a list of"),
+    ],
+)
+def test_projections_without_lora_are_no_accident(build, names, said):
+    shape = SHAPE | ({"head_dim": 8} if build is lora_speech_qwen3 else {})
+    with pytest.raises(InputError, match=said):
+        build(lora_attn_modules=names, **shape)

@@ -231,6 +231,11 @@ def test_wrong_settings_are_named():
         transformer_projector(9, 12, num_heads=3)
     with pytest.raises(ValueError, match="2 layers"):
         mlp_projector(8, 12, num_layers=1)
+    for name in ("ctc_vocab_size", "num_heads"):
+        with pytest.raises(InputError, match=f"projector.{name}: 0; give a whole number of 1"):
+            transformer_projector(8, 12, **{name: 0})
+    with pytest.raises(InputError, match="projector.max_positions: 0"):
+        transformer_projector(8, 12, positions="learned", max_positions=0)
 
 
 def test_defaults_of_the_eight_billion_system():
@@ -242,7 +247,9 @@ def test_defaults_of_the_eight_billion_system():
     assert sum(p.numel() for p in projector.parameters()) == 4 * layer + ends
 
 
-@pytest.mark.parametrize(("dim", "heads"), [(16, 1), (160, 2), (192, 3), (200, 2), (1024, 16)])
+@pytest.mark.parametrize(
+    ("dim", "heads"), [(16, 1), (160, 2), (192, 3), (200, 2), (514, 1), (1016, 4), (1024, 16)]
+)
 def test_default_heads_fit_the_width(dim, heads):
     with torch.device("meta"):
         projector = transformer_projector(8, 12, embed_dim=dim, num_layers=1)

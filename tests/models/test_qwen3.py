@@ -15,7 +15,7 @@ from torchtune_speech.models import (
     HalvesRotary,
     NormFirstAttention,
     block_causal_mask,
-    check_rotary_base,
+    check_hf_settings,
     dense_causal_mask,
     load_hf_weights,
     lora_speech_qwen3_4b,
@@ -125,6 +125,7 @@ def test_shape_is_read_from_old_and_new_configs(llm_dir, tmp_path):
         ({"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'"),
         ({"attention_bias": True}, "attention_bias is not supported"),
         ({"use_sliding_window": True}, "use_sliding_window is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', which torchtune's decoder cannot express"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "rotary scaling 'yarn'"),
     ],
 )
@@ -144,13 +145,36 @@ def test_weights_of_an_unknown_family_are_refused(llm_dir, tmp_path):
 
 
 def test_another_rotary_base_than_the_folders_is_refused(llm_dir, tmp_path, model):
-    check_rotary_base(model, llm_dir)
+    check_hf_settings(model, llm_dir)
     config = json.loads((llm_dir / "config.json").read_text())
     config["rope_parameters"]["rope_theta"] = 1_000_000.0
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"rope_theta is 1e\+06, the model's rope_base 5e\+06"):
-        check_rotary_base(model, tmp_path)
+        check_hf_settings(model, tmp_path)
     shape = dict(num_layers=1, num_heads=2, num_kv_heads=2, embed_dim=8, max_seq_len=8)
     llama = speech_llama3_1(vocab_size=9, rope_base=500_000, **shape)
     with pytest.raises(InputError, match="the model's rope_base 500000"):
-        check_rotary_base(llama, tmp_path)
+        check_hf_settings(llama, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rms_norm_eps": 1e-2}, "rms_norm_eps is 0.01, the model's norm_eps 1e-05"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0}},
+            "rope scaling is 32, the model's scale_factor 8",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}},
+            "rope scaling is 1, the model's scale_factor 8",
+        ),
+    ],
+)
+def test_settings_that_no_shape_shows_are_compared(tmp_path, change, says):
+    config = {"model_type": "llama", "rms_norm_eps": 1e-5} | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shape = dict(num_layers=1, num_heads=2, num_kv_heads=2, embed_dim=8, max_seq_len=8)
+    llama = speech_llama3_1(vocab_size=9, rope_base=500_000, **shape)
+    with pytest.raises(InputError, match=says):
+        check_hf_settings(llama, tmp_path)

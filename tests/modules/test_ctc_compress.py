@@ -62,3 +62,10 @@ def test_doubt_does_not_add_up_over_a_long_utterance():
     assert slots[: len(tokens)].argmax(-1).tolist() == list(tokens)
     assert slots[: len(tokens)].max(-1).values.min() == 1
     assert not slots[len(tokens) :].any()
+
+
+def test_long_runs_are_averaged_in_bfloat16_as_well():
+    frames = torch.full((600, 2), 3.0, dtype=torch.bfloat16)
+    logits, lengths = torch.tensor([0.0, 1.0]).expand(600, 2), torch.tensor([600])
+    result = ctc_compress(frames, logits, lengths, torch.tensor([1]), 0)
+    assert torch.equal(result, torch.full((1, 2), 3.0, dtype=torch.bfloat16))

@@ -34,3 +34,16 @@ def test_gradient_turns_back():
     torch.testing.assert_close(grad, x.detach())  # turned, and back
     wanted = torch.stack((angle.cos() - 2 * angle.sin(), angle.sin() + 2 * angle.cos()))
     torch.testing.assert_close(out.flatten(), wanted)
+
+
+def test_tensors_of_any_layout():
+    torch.manual_seed(0)
+    rope = Llama3ScaledRoPE(8, max_seq_len=4)
+    x = torch.randn(1, 4, 2, 8)
+    wanted = rope(x)
+    flipped = x.transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
+    out = rotate_pairs(flipped, rope.cache[None])
+    torch.testing.assert_close(out, wanted)
+    out.sum().backward()  # whose gradient has no strides
+    odd = torch.zeros(x.numel() + 1)[1:].view_as(x).copy_(x)
+    torch.testing.assert_close(rotate_pairs(odd, rope.cache[None]), wanted)

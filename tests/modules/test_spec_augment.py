@@ -94,3 +94,13 @@ def test_dtype_is_kept_and_bad_stack_refused():
     assert spec_augment(frames, seed=0, fill="mean").dtype == torch.bfloat16
     with pytest.raises(ValueError, match="stack"):
         spec_augment(frames, stack=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"time_masks": -1}, {"time_width": -5}, {"freq_width": -3}, {"max_time_fraction": -1.0},
+     {"fill": "mena"}],
+)  # fmt: skip
+def test_odd_settings_are_named(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        spec_augment(torch.ones(20, 8), seed=0, **settings)

@@ -12,7 +12,7 @@ from torchtune_speech.config import config_path
 from torchtune_speech.data import write_mcif_output
 from torchtune_speech.errors import InputError
 from torchtune_speech.evaluation import NeuralScores
-from torchtune_speech.files import write_jsonl
+from torchtune_speech.files import read_jsonl, write_jsonl
 
 PREDICTIONS = [
     {"id": "1", "task": "asr", "target": "red green blue", "prediction": "red green blew"},
@@ -89,7 +89,7 @@ def test_part_of_a_manifest(tmp_path):
     assert run(predictions=path, manifest=manifest, where={"task": "asr"})["n"] == {"asr": 1}
 
 
-def test_missing_ids_are_refused_unless_allowed(tmp_path):
+def test_missing_ids_are_refused_unless_allowed(tmp_path, capsys):
     path = write(tmp_path / "predictions.jsonl", [*PREDICTIONS[:1], {**PREDICTIONS[0], "id": "9"}])
     manifest = write(tmp_path / "manifest.jsonl", MANIFEST)
     with pytest.raises(InputError) as error:
@@ -104,6 +104,7 @@ def test_missing_ids_are_refused_unless_allowed(tmp_path):
     assert report["n"] == {"asr": 1}
     assert list(report["missing"].values()) == [2, 1]
     assert any("2 manifest rows" in note for note in report["notes"])
+    assert not any(line.startswith("missing") for line in capsys.readouterr().out.splitlines())
 
 
 def test_a_reference_is_that_of_the_same_task(tmp_path):
@@ -116,6 +117,34 @@ def test_a_reference_is_that_of_the_same_task(tmp_path):
     report = run(predictions=path, manifest=manifest, allow_missing=True)
     assert report["n"] == {"asr": 1, "st": 1, "mt": 1, "sqa": 1}
     assert list(report["missing"].values()) == [0, 1]
+
+
+def test_verdicts_of_people_outlive_another_scoring(tmp_path):
+    path = write(tmp_path / "predictions.jsonl", PREDICTIONS)
+    run(predictions=path)
+    samples = tmp_path / "report.samples.jsonl"
+    judged = [row | {"human": number} for number, row in enumerate(read_jsonl(samples))]
+    write(samples, judged)
+    run(predictions=path, normalizer="basic")
+    assert [row["human"] for row in read_jsonl(samples)] == [0, 1, 2, 3]
+    changed = [{**PREDICTIONS[0], "prediction": "red"}, *PREDICTIONS[1:]]
+    run(predictions=write(tmp_path / "predictions.jsonl", changed))
+    assert ["human" in row for row in read_jsonl(samples)] == [False, True, True, True]
+
+
+def test_half_a_character_is_scored_and_written(tmp_path):
+    row = {**PREDICTIONS[0], "prediction": "red \ud83d green"}
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps(row))
+    run(predictions=str(path))
+    assert read_jsonl(tmp_path / "report.samples.jsonl")[0]["prediction"] == row["prediction"]
+
+
+def test_scores_that_nothing_can_have_are_told(tmp_path, caplog):
+    path = write(tmp_path / "predictions.jsonl", PREDICTIONS[:1])
+    run(predictions=path, comet="some/model", bertscore=True)
+    assert "comet: there are no translations to score" in caplog.text
+    assert "bertscore: there are no answers or summaries to score" in caplog.text
 
 
 def test_own_unanswerable_phrases(tmp_path):

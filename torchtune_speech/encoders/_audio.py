@@ -57,6 +57,9 @@ def _truncated(path: Path, missing_s: float) -> InputError:
     )
 
 
+_UNKNOWN = 2**62  # samples
+
+
 def _cut(
     file: soundfile.SoundFile, path: Path, offset_s: float, duration_s: float | None
 ) -> tuple[int, int]:
@@ -64,6 +67,10 @@ def _cut(
     rate, total = file.samplerate, file.frames
     if total <= 0:
         raise InputError(f"{path}: no samples in it; restore it or take it out of the manifest")
+    if total >= _UNKNOWN:  # as flac tells that was written into a pipe
+        raise InputError(
+            f"{path}: its header does not tell its length; rewrite it (`ffmpeg -i IN OUT.flac`)"
+        )
     if offset_s < 0 or (duration_s is not None and duration_s <= 0):
         raise InputError(
             f"{path}: cut with offset {offset_s:g} s and duration {duration_s} s; offset must be "
@@ -172,4 +179,6 @@ def load_audio(
         raise InputError(f"{path}: has samples that are not numbers (NaN or infinite); restore it")
     if rate * speed != sampling_rate:
         waveform = soxr.resample(waveform, rate * speed, sampling_rate, quality="HQ")
+    if not len(waveform):
+        raise InputError(f"{path}: the cut is shorter than a sample at {sampling_rate} Hz; drop it")
     return torch.from_numpy(np.ascontiguousarray(waveform))

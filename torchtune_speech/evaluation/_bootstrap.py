@@ -47,6 +47,10 @@ class Statistic:
         """The statistic of some of the samples."""
         return Statistic(self.counts[list(indices)], self.value)
 
+    def only(self, counted: Sequence[bool]) -> "Statistic":
+        """The statistic of as many samples, of which some count nothing."""
+        return Statistic(self.counts * np.array(counted)[:, None], self.value)
+
 
 def mean(values: Sequence[float], counted: Sequence[bool] | None = None) -> Statistic:
     """A score that is a mean over samples.

@@ -146,18 +146,38 @@ def _compare_groups(part: str, a: list[Sheet], b: list[Sheet]) -> list[dict[str,
     result = []
     for group_a, group_b in zip(_named(a), _named(b), strict=True):
         task, lang, sheet = group_a
-        differences = paired_differences(sheet.scores, group_b[2].scores)
+        both = _scored_in_both(sheet.rows, group_b[2].rows)
+        differences = paired_differences(
+            *(
+                {
+                    name: statistic.only(both[name]) if name in both else statistic
+                    for name, statistic in group[2].scores.items()
+                }
+                for group in (group_a, group_b)
+            )
+        )
         for score in filter(differences.get, _FORMATS):
             difference = differences[score]
             significant = difference.p_value < SIGNIFICANT
             better = "b" if (difference.difference > 0) != (score in _LOWER) else "a"
             result.append(
                 {"part": part, "task": task, "language": lang, "score": score}
-                | {"n": len(sheet.rows)}
+                | {"n": sum(both.get(score, [True] * len(sheet.rows)))}
                 | asdict(difference)
                 | {"significant": significant, "better": better if significant else None}
             )
     return result
+
+
+def _scored_in_both(a: Sequence[Row], b: Sequence[Row]) -> dict[str, list[bool]]:
+    """Of scores that rows bring along: whether both systems have it, for each sample."""
+    return {
+        name: [
+            all((row.get("scores") or {}).get(name) is not None for row in pair)
+            for pair in zip(a, b, strict=True)
+        ]
+        for name in GIVEN_SCORES
+    }
 
 
 def _named(sheets: list[Sheet]) -> list[tuple[str, str, Sheet]]:

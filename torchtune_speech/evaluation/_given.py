@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
+from torchtune_speech.data import find_choice
 from torchtune_speech.errors import InputError
 from torchtune_speech.evaluation._bootstrap import Statistic, mean
 from torchtune_speech.evaluation._judge import Ask, judge
@@ -30,6 +31,27 @@ def given_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
             counted = [value is not None for value in values]
             found[name] = mean([value or 0.0 for value in values], counted)
     return found
+
+
+def answer_texts(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Reference and prediction; where one means an option of the question, the option's text.
+
+    Args:
+        row: an answer.
+
+    Returns:
+        Both texts.
+    """
+    choices = row.get("choices") or ()
+    places = [find_choice(row[name], choices) if choices else None for name in _TEXTS]
+    reference, prediction = (
+        row[name] if place is None else choices[place]
+        for name, place in zip(_TEXTS, places, strict=True)
+    )
+    return reference, prediction
+
+
+_TEXTS = ("target", "prediction")
 
 
 def add_comet(
@@ -70,7 +92,8 @@ def add_bertscore(rows: Sequence[Row], lang_of: Callable[[Row], str], **options:
     """BERTScore of each answer, into the rows' ``scores``.
 
     Args:
-        rows: answers with ``prediction`` and ``target``.
+        rows: answers with ``prediction`` and ``target``; options of ``choices`` are read as their
+            text.
         lang_of: row to language.
         **options: of :func:`bertscore`.
 
@@ -83,7 +106,8 @@ def add_bertscore(rows: Sequence[Row], lang_of: Callable[[Row], str], **options:
     signatures = {}
     for lang in dict.fromkeys(map(lang_of, rows)):
         group = [row for row in rows if lang_of(row) == lang]
-        texts = [[row[name] for row in group] for name in ("prediction", "target")]
+        references, predictions = zip(*map(answer_texts, group), strict=True)
+        texts = list(predictions), list(references)
         signatures[lang] = _put(group, "bertscore", bertscore(*texts, lang, **options))["bertscore"]
     return {"bertscore": signatures}
 
@@ -92,7 +116,8 @@ def add_judge(rows: Sequence[Row], ask: Ask, name: str, prompt: str) -> dict[str
     """A judge's verdict on each answer, 1 or 0, into the rows' ``scores``.
 
     Args:
-        rows: answers with ``question``, ``prediction`` and ``target``.
+        rows: answers with ``question``, ``prediction`` and ``target``; options of ``choices`` are
+            read as their text.
         ask: see :func:`judge`.
         name: of the judging model, for the signature.
         prompt: name of the packaged prompt.
@@ -103,7 +128,11 @@ def add_judge(rows: Sequence[Row], ask: Ask, name: str, prompt: str) -> dict[str
     Raises:
         InputError: if a row has no question, or a verdict cannot be understood.
     """
-    for row, verdict in zip(rows, judge(rows, ask, prompt), strict=True):
+    read = [
+        {**row, "target": reference, "prediction": prediction}
+        for row, (reference, prediction) in zip(rows, map(answer_texts, rows), strict=True)
+    ]
+    for row, verdict in zip(rows, judge(read, ask, prompt), strict=True):
         row["scores"] = {**(row.get("scores") or {}), "judge": float(verdict.correct)}
     return {"judge": f"judge:{name}|prompt:{prompt}"}
 

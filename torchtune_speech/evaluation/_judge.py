@@ -17,6 +17,7 @@ Ask = Callable[[Sequence[Conversation]], Sequence[str]]
 _PROMPTS = Path(__file__).parent / "judge_prompts"
 _FIELDS = {"question": "question", "reference": "target", "answer": "prediction"}
 # The first word, whatever punctuation or markup is around it.
+_THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _YES_OR_NO = re.compile(r"[\W_]*(yes|no)(?![^\W_])", re.IGNORECASE)
 # "yes or no", "yes/no": the choice is repeated, not made.
 _BOTH = re.compile(r"[\W_]*(yes|no)(\W*[/|]\W*|\W+or\W+)(yes|no)(?![^\W_])", re.IGNORECASE)
@@ -95,12 +96,14 @@ def parse_verdict(reply: str) -> bool | None:
 
     Returns:
         True if the first word is "yes", False if it is "no", in upper or lower case and with any
-        punctuation or markup around it; None for anything else.
+        punctuation or markup around it; None for anything else. Thoughts in a leading
+        ``<think>...</think>`` are passed over.
 
     Example:
         >>> [parse_verdict(reply) for reply in ("**Yes**, it is.", "no", "Not quite", "yes or no")]
         [True, False, None, None]
     """
+    reply = _THOUGHTS.sub("", reply)
     found = _YES_OR_NO.match(reply)
     if found is None or _BOTH.match(reply):
         return None

@@ -15,7 +15,7 @@ LANGUAGES = (
     *("no", "pl", "pt", "ro", "ru", "sv", "tr", "uk", "vi", "zh"),
 )
 _BY_SCRIPT = ("zh", "ja")
-_ALIASES = {"yue": "zh", "cmn": "zh", "nb": "no", "nn": "no"}
+_ALIASES = {"nb": "no", "nn": "no"}
 
 MIN_WORDS = 3
 MIN_CHARACTERS = 4  # Chinese and Japanese

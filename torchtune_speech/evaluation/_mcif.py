@@ -166,8 +166,8 @@ def mcif_rows(
             duration, question and finish reason are taken over for items of a single sample.
 
     Returns:
-        A row for each transcript, line of a translation, answer and summary: ``id``, ``task`` (asr,
-        st, sqa, summary, or the file's own name), ``mcif_task``, languages, ``prediction``,
+        A row for each transcript, line of a translation, answer and summary, and for nothing else:
+        ``id``, ``task`` (asr, st, sqa or summary), ``mcif_task``, languages, ``prediction``,
         ``target``, of translations ``source_text``, of questions their kind as ``domain``.
 
     Raises:
@@ -177,7 +177,9 @@ def mcif_rows(
     rows = []
     for item in reference:
         kind = _KINDS.get(item.task, item.task)
-        shared = {"mcif_task": item.task, "task": _ROW_TASKS.get(kind, item.task.lower())}
+        if kind not in _ROW_TASKS:  # such as chapters, whose reference is no text
+            continue
+        shared = {"mcif_task": item.task, "task": _ROW_TASKS[kind]}
         shared |= {"source_lang": "en", "target_lang": lang}
         shared |= {"domain": item.qa_type} if item.qa_type else {}
         shared |= _of_sample(item, known or {})

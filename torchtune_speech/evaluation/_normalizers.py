@@ -30,16 +30,27 @@ PUNCTUATION = regex.compile(
 _ADDED_TO_WHISPER = (r"\bkinda\b", r"\bsorta\b", r"\bdunno\b", r"\bcause\b")
 
 
+# Codes of three letters (ISO 639-3, as in FLORES and FLEURS) of the languages that something here
+# goes by; yue is told apart from zh by nothing but its name.
+_SHORT = {"cmn": "zh", "zho": "zh", "yue": "zh", "jpn": "ja", "kor": "ko", "tha": "th"}
+_SHORT |= {"eng": "en", "deu": "de", "ger": "de", "ita": "it", "fra": "fr", "fre": "fr"}
+_SHORT |= {"spa": "es", "por": "pt", "nld": "nl", "rus": "ru", "ukr": "uk", "pol": "pl"}
+_SHORT |= {"ces": "cs", "hun": "hu", "ron": "ro", "tur": "tr", "arb": "ar", "ara": "ar"}
+_SHORT |= {"hin": "hi", "vie": "vi", "fin": "fi", "swe": "sv", "dan": "da", "nob": "nb"}
+
+
 def base_language(lang: str) -> str:
     """The language of a language tag, without script and region.
 
     Args:
-        lang: a tag such as "de", "zh-CN" or "zh_Hant".
+        lang: a tag such as "de", "zh-CN", "zho_Hant" or "cmn_hans_cn".
 
     Returns:
-        The part before the first separator in lower case: "de", "zh".
+        The part before the first separator in lower case, of two letters where it has such a code:
+        "de", "zh".
     """
-    return lang.replace("_", "-").split("-")[0].lower()
+    base = lang.replace("_", "-").split("-")[0].lower()
+    return _SHORT.get(base, base)
 
 
 def normalizer(name: str, lang: str = "en") -> Normalizer:

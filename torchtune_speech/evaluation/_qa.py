@@ -1,5 +1,6 @@
 """Answers to questions: exact match, token F1, containment, and refusals."""
 
+import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ UNANSWERABLE: Mapping[str, str] = {
     "zh": "无法回答。",
 }
 
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 QA_SIGNATURE = "norm:squad|articles:en|zh:char|choices:option"
 
 
@@ -29,7 +31,8 @@ def qa(
 ) -> dict[str, Any]:
     """Accuracy, F1 and containment of answers, in all and by language.
 
-    Both sides are normalised as for SQuAD: lower case, no punctuation, no English article.
+    Both sides are normalised: English as for SQuAD, lower case without punctuation and articles;
+    other languages in lower case, with blanks for punctuation, but for apostrophes inside a word.
 
     Args:
         references: right answers, one a question.
@@ -158,14 +161,19 @@ def qa_scores(statistics: Mapping[str, Statistic]) -> dict[str, Any]:
 
 def is_unanswerable(reference: str, lang: str, unanswerable: Mapping[str, str]) -> bool:
     """Whether a reference is the refusal that its language expects."""
-    phrase = unanswerable.get(base_language(lang))
+    phrase = {base_language(tag): text for tag, text in unanswerable.items()}.get(
+        base_language(lang)
+    )
     return phrase is not None and exact_match(phrase, reference, lang)
 
 
 def _normalize(text: str, lang: str) -> str:
     # An answer may be all punctuation or a bare article (option "A"): it must not become equal to
     # an empty prediction.
-    text = normalizer("basic")(text) or text.strip()
-    if base_language(lang) == "en":
+    english = base_language(lang) == "en"
+    # SQuAD deletes punctuation: "U.S." is "us", "1,000" is "1000". The rest becomes a blank.
+    bare = text.translate(_NO_PUNCTUATION) if english else text
+    text = normalizer("basic")(bare) or normalizer("basic")(text) or text.strip()
+    if english:
         text = " ".join(regex.sub(r"\b(a|an|the)\b", " ", text).split()) or text
     return text

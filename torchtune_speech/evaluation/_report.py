@@ -291,6 +291,10 @@ def check_rows(predictions: Sequence[Row]) -> None:
                     f"predictions: {where} has no {field!r}; every row needs task, target "
                     "and prediction as text"
                 )
+        scores = row.get("scores") or {}
+        if not isinstance(scores, Mapping):
+            where = f"id {row['id']!r}" if "id" in row else f"row {index}"
+            raise InputError(f"predictions: {where}: scores is no object; write names and numbers")
         choices = row.get("choices") or []
         if not isinstance(choices, list | tuple) or not all(isinstance(c, str) for c in choices):
             where = f"id {row['id']!r}" if "id" in row else f"row {index}"

@@ -5,10 +5,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torchtune_speech.data import find_choice
 from torchtune_speech.evaluation._bootstrap import Statistic, mean
 from torchtune_speech.evaluation._flags import row_flags
-from torchtune_speech.evaluation._given import given_statistics
+from torchtune_speech.evaluation._given import answer_texts, given_statistics
 from torchtune_speech.evaluation._language import in_language
 from torchtune_speech.evaluation._marks import mark_statistics
 from torchtune_speech.evaluation._normalizers import REPORTED_NORMALIZERS
@@ -133,7 +132,8 @@ def _translation_sheet(rows: list[Row], lang: str, ter: bool) -> Sheet:
 
 def _answer_sheet(rows: list[Row], unanswerable: Mapping[str, str]) -> Sheet:
     langs = [language(row) for row in rows]
-    return _sheet_with_language(rows, qa_statistics(*_answers(rows), langs, unanswerable), {})
+    pairs = zip(*map(answer_texts, rows), strict=True)
+    return _sheet_with_language(rows, qa_statistics(*map(list, pairs), langs, unanswerable), {})
 
 
 def _sheet_with_language(
@@ -144,18 +144,6 @@ def _sheet_with_language(
     flags = [row_flags(row, found) for row, found in zip(rows, asked, strict=True)]
     scores = {**scores, "adherence": adherence, **given_statistics(rows)}
     return Sheet(rows[0]["task"], rows, flags, scores, signatures)
-
-
-def _answers(rows: list[Row]) -> tuple[list[str], list[str]]:
-    """References and predictions; where they mean an option of a question, the option's text."""
-    references, predictions = _texts(rows)
-    for index, row in enumerate(rows):
-        choices = row.get("choices") or ()
-        for texts in (references, predictions) if choices else ():
-            place = find_choice(texts[index], choices)
-            if place is not None:
-                texts[index] = choices[place]
-    return references, predictions
 
 
 def _texts(rows: list[Row]) -> tuple[list[str], list[str]]:

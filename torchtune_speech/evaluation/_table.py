@@ -95,7 +95,9 @@ def _table_rows(
     """(task, language or "", group) for each group of scores."""
     rows = []
     for task, report in scores.items():
-        if task in ("n", *_PARTS, "signatures", "mcif") or not isinstance(report, Mapping):
+        if task in ("n", *_PARTS, "signatures", "mcif", "missing") or not isinstance(
+            report, Mapping
+        ):
             continue
         if task not in TRANSLATION:
             rows.append((task, "", report))

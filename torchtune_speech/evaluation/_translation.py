@@ -11,9 +11,9 @@ from torchtune_speech.evaluation._bootstrap import Floats, Statistic
 from torchtune_speech.evaluation._normalizers import base_language
 from torchtune_speech.evaluation._wer import check_pairs
 
-_TOKENIZERS = {"zh": "zh", "yue": "zh", "ja": "char", "th": "char"}
+_TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char"}
 # Where TER has to cut Chinese characters apart.
-_IDEOGRAPHIC = ("zh", "yue", "ja")
+_IDEOGRAPHIC = ("zh", "ja")
 
 
 def bleu_tokenizer(lang: str) -> str:

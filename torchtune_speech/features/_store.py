@@ -147,7 +147,9 @@ class FeatureStore:
             columns = ["id", "shard", "frames", "seconds", "checksum"]
             table = pq.read_table(file, columns=columns, read_dictionary=["shard"])
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{file}: not readable ({error}); run finalize again") from error
+            raise InputError(
+                f"{file}: not readable ({error}); run extract_features again on the same output_dir"
+            ) from error
         shards = table["shard"].unify_dictionaries().combine_chunks()
         self._shard_names: list[str] = shards.dictionary.to_pylist()
         self._shards_n = shards.indices.to_numpy()

@@ -100,8 +100,8 @@ def join_segment_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         The rows, with the windows of a recording as one: ``prediction`` joined,
         ``prompt_tokens``, ``num_tokens``, ``seconds``, ``duration_s`` and ``loops`` added up,
-        ``finish_reason`` the first that is not ``stop``, ``segments`` with each window's place and
-        text, and ``missing_segments`` where some were not answered.
+        ``finish_reason`` ``length`` if that of any is, else ``loop``, ``segments`` with each
+        window's place and text, and ``missing_segments`` where some were not answered.
     """
     result = []
     for (whole, _), group in groupby(rows, key=lambda r: (r.get("segment_of"), r["task"])):
@@ -124,7 +124,7 @@ def _joined(whole: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
     return row | {
         "id": whole,
         "prediction": join_texts([p["prediction"] for p in parts], parts[0].get("overlap_s", 0.0)),
-        "finish_reason": next((reason for reason in reasons if reason != "stop"), "stop"),
+        "finish_reason": next((r for r in ("length", "loop") if r in reasons), "stop"),
         **{name: round(value, 4) for name, value in sums.items()},
         "segments": [
             {name: part[name] for name in ("offset", "duration", "prediction") if name in part}

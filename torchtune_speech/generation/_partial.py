@@ -1,13 +1,20 @@
 """Predictions of a run that was killed."""
 
+import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from torchtune.utils import get_logger
+
+from torchtune_speech.errors import InputError
 from torchtune_speech.files import write_jsonl
+
+_log = get_logger("INFO")
 
 
 class PartialPredictions:
@@ -15,8 +22,9 @@ class PartialPredictions:
 
     ``NAME.partial.jsonl`` begins with a line that says what it belongs to; then comes a line for
     each row. A run of the same settings on the same data takes up what it finds there, another one
-    begins anew. Each of several processes writes a file of its own (``NAME.partial-1.jsonl``, ...)
-    and reads all of them, so that their number may change in between.
+    begins anew and keeps it as ``NAME.partial.old.jsonl``. Each of several processes writes a file
+    of its own (``NAME.partial-1.jsonl``, ...) and reads all of them, so that their number may
+    change in between.
 
     Args:
         output: the file that the rows are for.
@@ -61,18 +69,35 @@ class PartialPredictions:
                 return 0
             whole = file.tell()
             for line in file:
+                try:
+                    found = json.loads(line)
+                except ValueError:  # damaged
+                    break
                 if not line.endswith(b"\n"):  # killed while writing it
                     break
-                found = json.loads(line)
                 self.rows[found["index"]] = found["row"]
                 whole += len(line)
             return whole
 
     def __enter__(self) -> "PartialPredictions":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "r+b" if self._whole else "wb")
-        self._file.truncate(self._whole)
-        self._file.seek(self._whole)
+        self._file = open(self.path, "a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise InputError(
+                f"{self.path}: another run is writing it; wait for it, or name another output"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        if not self._whole and self.path.stat().st_size:
+            old = self.path.with_name(f"{self.path.stem}.old{self.path.suffix}")
+            shutil.copyfile(self.path, old)
+            _log.warning(
+                "%s: of other settings, data or model; kept as %s, beginning anew", self.path, old
+            )
+        self._file.truncate(self._whole)  # where it is, what is added goes to the end
         if not self._whole:
             self._file.write(self._header.encode())
         return self

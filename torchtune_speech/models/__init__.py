@@ -15,7 +15,7 @@ from torchtune_speech.models._embedding_table import (
 )
 from torchtune_speech.models._hf_config import FAMILIES, Family, family_of, read_hf_config
 from torchtune_speech.models._hf_weights import (
-    check_rotary_base,
+    check_hf_settings,
     check_shapes,
     export_merged,
     load_hf_weights,
@@ -81,7 +81,7 @@ __all__ = [
     "block_causal_mask",
     "cached_layer",
     "check_quantize",
-    "check_rotary_base",
+    "check_hf_settings",
     "check_shapes",
     "conformer_projector",
     "dense_causal_mask",

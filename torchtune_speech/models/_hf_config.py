@@ -93,6 +93,24 @@ def family_of(config: Mapping[str, Any], path: str | Path = "the LLM's folder") 
     return FAMILIES[kind]
 
 
+def check_plain_layers(config: Mapping[str, Any], where: str) -> None:
+    """Refuse biases and activations that torchtune's decoders do not have.
+
+    Args:
+        config: the parsed ``config.json``.
+        where: its path, for the message.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+        if config.get(key) not in (None, plain):
+            raise InputError(
+                f"{where}: {key} is {config[key]!r}, which torchtune's decoder cannot express; use "
+                "another model"
+            )
+
+
 def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a ``config.json`` says of rotary embeddings.
 

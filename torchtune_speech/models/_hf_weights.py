@@ -275,14 +275,20 @@ def read_adapter_config(path: str | Path) -> dict[str, Any]:
         The parsed file.
 
     Raises:
-        InputError: if it is not there, or scales its updates in another way than alpha / r.
+        InputError: if it is not there or damaged, or scales its updates in another way than
+            alpha / r.
     """
     file = Path(path) / "adapter_config.json"
     if not file.is_file():
         raise InputError(
             f"{path}: no adapter_config.json; give a checkpoint folder with a LoRA adapter"
         )
-    config = json.loads(file.read_text())
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file}: not valid JSON ({error}); copy or download it again") from None
+    if not {"r", "lora_alpha"} <= config.keys():
+        raise InputError(f"{file}: lacks r or lora_alpha; give a plain LoRA adapter")
     odd = [k for k in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(k)]
     if odd:
         raise InputError(
@@ -361,26 +367,32 @@ def _rotary_rows(name: str, tensor: Tensor, config: dict[str, Any], *, to_pairs:
     return tensor.unflatten(0, (heads, *sides)).transpose(1, 2).reshape(tensor.shape)
 
 
-def check_rotary_base(model: torch.nn.Module, path: str | Path) -> None:
-    """Refuse a model whose rotary base is not that of the LLM's folder.
+def check_hf_settings(model: torch.nn.Module, path: str | Path) -> None:
+    """Refuse a model whose rotary embedding or norms are not those of the LLM's folder.
 
-    Nothing else would tell: models of one shape differ in it, as Qwen3-4B and
-    Qwen3-4B-Instruct-2507 do.
+    Nothing else would tell: models of one shape differ in them, as Qwen3-4B and
+    Qwen3-4B-Instruct-2507 or Llama-3-8B and Llama-3.1-8B do.
 
     Args:
         model: a :class:`SpeechLLM`, may be on the meta device.
         path: Hugging Face folder of the LLM.
 
     Raises:
-        InputError: saying both bases.
+        InputError: saying both values.
     """
-    theirs = rope_settings(read_hf_config(path))["rope_theta"]
-    ours = getattr(model.decoder.layers[0].attn.pos_embeddings, "base", None)
-    if theirs is not None and ours is not None and theirs != ours:
-        raise InputError(
-            f"{path}/config.json: rope_theta is {theirs:g}, the model's rope_base {ours:g}; "
-            "use the builder of that LLM, or set model.rope_base"
-        )
+    config = read_hf_config(path)
+    rope, ours = rope_settings(config), model.decoder.layers[0].attn.pos_embeddings
+    scale = 1 if rope["rope_type"] == "default" else rope.get("factor")
+    for key, value, name, own in (
+        ("rope_theta", rope["rope_theta"], "rope_base", getattr(ours, "base", None)),
+        ("rope scaling", scale, "scale_factor", getattr(ours, "scale_factor", None)),
+        ("rms_norm_eps", config.get("rms_norm_eps"), "norm_eps", model.decoder.norm.eps),
+    ):
+        if value is not None and own is not None and value != own:
+            raise InputError(
+                f"{path}/config.json: {key} is {value:g}, the model's {name} {own:g}; "
+                f"use the builder of that LLM, or set model.{name}"
+            )
 
 
 def check_shapes(model: torch.nn.Module, weights: dict[str, Tensor], origin: str | Path) -> None:

@@ -10,7 +10,8 @@ from torchtune.models import llama3_2
 from torchtune.modules.peft import LORA_ATTN_MODULES
 
 from torchtune_speech.errors import InputError
-from torchtune_speech.models._hf_config import read_hf_config, rope_settings
+from torchtune_speech.models._decoder_parts import check_lora_modules
+from torchtune_speech.models._hf_config import check_plain_layers, read_hf_config, rope_settings
 from torchtune_speech.models._speech_llm import SpeechLLM
 
 ALL_ATTN_MODULES: tuple[LORA_ATTN_MODULES, ...] = ("q_proj", "k_proj", "v_proj", "output_proj")
@@ -118,6 +119,7 @@ def lora_speech_llama3_1(
     Returns:
         The model; LoRA's second matrices are zero, so that it starts as the frozen LLM.
     """
+    check_lora_modules(lora_attn_modules)
     shape = dict(locals())
     for own in ("projector", "tie_embeddings", "lora_attn_modules"):
         del shape[own]
@@ -234,6 +236,7 @@ def llama_shape_from_hf(path: str | Path) -> dict[str, Any]:
             f"{where}: head_dim {config['head_dim']} is not hidden_size / num_attention_heads; "
             "torchtune's Llama builders cannot express that, use another model"
         )
+    check_plain_layers(config, where)
     rope = rope_settings(config)
     return {
         "vocab_size": config["vocab_size"],

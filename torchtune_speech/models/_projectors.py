@@ -78,7 +78,9 @@ class EncoderProjector(nn.Module):
     ) -> None:
         super().__init__()
         counts = {"in_dim": in_dim, "out_dim": out_dim, "embed_dim": embed_dim}
-        counts |= {"stack": stack, "out_stack": out_stack, "ctc_vocab_size": ctc_vocab_size or 1}
+        counts |= {"stack": stack, "out_stack": out_stack}
+        given = {"ctc_vocab_size": ctc_vocab_size, "max_positions": max_positions}
+        counts |= {name: value for name, value in given.items() if value is not None}
         for name, value in counts.items():
             check_count(name, value)
         if ctc_layer is not None and not 0 <= ctc_layer <= len(layers):
@@ -89,7 +91,8 @@ class EncoderProjector(nn.Module):
         self.ctc_layer = len(layers) if ctc_layer is None else ctc_layer
         self.input_norm = nn.LayerNorm(in_dim) if input_norm else nn.Identity()
         self.in_proj = nn.Linear(stack * in_dim, embed_dim)
-        self.positions = nn.Embedding(max_positions, embed_dim) if max_positions else None
+        learned = max_positions is not None
+        self.positions = nn.Embedding(max_positions, embed_dim) if learned else None
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(layers)
         self.norm = norm or nn.LayerNorm(embed_dim)
@@ -420,7 +423,7 @@ def check_count(name: str, value: int) -> None:
 
 
 def head_count(embed_dim: int, num_heads: int | None) -> int:
-    """As given; else the most heads that divide the width and are at least 64 wide.
+    """As given; else the most heads of an even width that divide it and are at least 64 wide.
 
     Args:
         embed_dim: width of the layers.
@@ -432,14 +435,18 @@ def head_count(embed_dim: int, num_heads: int | None) -> int:
     Raises:
         InputError: if the heads do not divide the width.
     """
-    if num_heads:
+    check_count("embed_dim", embed_dim)
+    if num_heads is not None:
+        check_count("num_heads", num_heads)
         if embed_dim % num_heads:
             raise InputError(
                 f"projector.num_heads: {num_heads} does not divide embed_dim {embed_dim}; "
                 "change one of the two"
             )
         return num_heads
-    return next(h for h in range(max(1, embed_dim // 64), 0, -1) if embed_dim % h == 0)
+    fitting = [h for h in range(max(1, embed_dim // 64), 0, -1) if embed_dim % h == 0]
+    # Of an even width, which rotary positions need, where there is one.
+    return next((h for h in fitting if embed_dim // h % 2 == 0), fitting[0])
 
 
 def rotary_head_dim(embed_dim: int, num_heads: int, cure: str) -> int:

@@ -8,7 +8,12 @@ from torch import nn
 from torchtune.modules.peft import LORA_ATTN_MODULES
 
 from torchtune_speech.errors import InputError
-from torchtune_speech.models._hf_config import read_hf_config, rope_settings
+from torchtune_speech.models._decoder_parts import check_lora_modules
+from torchtune_speech.models._hf_config import (
+    check_plain_layers,
+    read_hf_config,
+    rope_settings,
+)
 from torchtune_speech.models._llama3_1 import ALL_ATTN_MODULES
 from torchtune_speech.models._qwen3_decoder import QWEN3_4B, lora_qwen3, qwen3
 from torchtune_speech.models._speech_llm import SpeechLLM
@@ -100,6 +105,7 @@ def lora_speech_qwen3(
     Returns:
         The model; LoRA's second matrices are zero, so that it starts as the frozen LLM.
     """
+    check_lora_modules(lora_attn_modules)
     settings = {k: v for k, v in locals().items() if k != "projector"}
     return SpeechLLM(lora_qwen3(**settings), projector)
 
@@ -212,8 +218,9 @@ def qwen3_shape_from_hf(path: str | Path) -> dict[str, Any]:
             f"{where}: model_type is {config.get('model_type')!r}; "
             "give a folder of a dense Qwen3 model"
         )
+    check_plain_layers(config, where)
     rope = rope_settings(config)
-    odd = [k for k in ("attention_bias", "use_sliding_window") if config.get(k)]
+    odd = [k for k in ("use_sliding_window",) if config.get(k)]
     odd += [f"rotary scaling {rope['rope_type']!r}"] if rope["rope_type"] != "default" else []
     if odd:
         raise InputError(f"{where}: {', '.join(odd)} is not supported; use a plain Qwen3 model")

@@ -46,12 +46,14 @@ def ctc_compress(
     first_t = copy_to_device((slots_u.cumsum(0) - slots_u).repeat_interleave(lengths_u), device)
     room_t = copy_to_device(slots_u.repeat_interleave(lengths_u), device)
     # A weight of zero instead of a mask: a mask's size would have to be waited for on a GPU.
-    counts_t = ((symbol_t != blank) & (number_t < room_t)).to(frames_td.dtype)
+    # In bfloat16 a count would end at 256, and a sum little later.
+    wide = torch.promote_types(frames_td.dtype, torch.float32)
+    counts_t = ((symbol_t != blank) & (number_t < room_t)).to(wide)
     place_t = first_t + number_t.clamp(min=0).minimum(room_t - 1)
-    sums_nd = frames_td.new_zeros(num_slots, frames_td.shape[1])
-    sums_nd = sums_nd.index_add(0, place_t, frames_td * counts_t[:, None])
-    counts_n = frames_td.new_zeros(num_slots).index_add(0, place_t, counts_t)
-    return sums_nd / counts_n.clamp(min=1)[:, None]
+    sums_nd = counts_t.new_zeros(num_slots, frames_td.shape[1])
+    sums_nd = sums_nd.index_add(0, place_t, frames_td.to(wide) * counts_t[:, None])
+    counts_n = counts_t.new_zeros(num_slots).index_add(0, place_t, counts_t)
+    return (sums_nd / counts_n.clamp(min=1)[:, None]).to(frames_td.dtype)
 
 
 def _best_path(ctc_logits_tv: Tensor, lengths_u: Tensor, blank: int) -> tuple[Tensor, Tensor]:

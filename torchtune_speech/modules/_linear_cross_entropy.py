@@ -19,9 +19,10 @@ def linear_cross_entropy_sum(
 ) -> Tensor:
     """Summed cross-entropy of an output layer's predictions, chunk by chunk.
 
-    The same as ``cross_entropy(hidden @ weight.T, labels, reduction="sum")`` with the logits in
-    float32. The gradient of the hidden states is computed in the forward pass, while a chunk's
-    logits are there: the backward pass needs neither logits nor a second product.
+    The same as ``cross_entropy(hidden @ weight.T, labels, reduction="sum")`` with the logits in the
+    weight's dtype, and softmax and sum in float32. The gradient of the hidden states is computed in
+    the forward pass, while a chunk's logits are there: the backward pass needs neither logits nor a
+    second product.
     Kept for the backward pass: ``[m, d]`` (and ``[v, d]`` if the weight is trained).
 
     Args:

@@ -40,5 +40,9 @@ class _RotatePairs(torch.autograd.Function):
 
 
 def _turn(x_bshd: Tensor, turns_bs1p: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x_bshd.float().unflatten(-1, (-1, 2)))
+    # As complex numbers only pairs side by side can be seen, which a copy in float32 has.
+    wide = x_bshd.float().contiguous()
+    if wide.storage_offset() % 2:
+        wide = wide.clone()
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turns_bs1p).flatten(-2).to(x_bshd.dtype)

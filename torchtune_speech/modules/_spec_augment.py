@@ -41,12 +41,23 @@ def spec_augment(
         A new tensor ``[t, d]``.
 
     Raises:
-        ValueError: if ``stack`` does not divide ``d``.
+        ValueError: if ``stack`` does not divide ``d``, or a number is below 0.
 
     Source: https://arxiv.org/abs/1904.08779; the share bounds the stretches as in
     https://arxiv.org/abs/1912.05533
     """
     num_frames, dim = frames_td.shape
+    for name, number in (
+        ("time_masks", time_masks),
+        ("time_width", time_width),
+        ("freq_masks", freq_masks),
+        ("freq_width", freq_width),
+        ("max_time_fraction", max_time_fraction),
+    ):
+        if number < 0:
+            raise ValueError(f"{name} ({number}) must be 0 or more")
+    if isinstance(fill, str) and fill != "mean":
+        raise ValueError(f"fill ({fill!r}) must be a number or 'mean'")
     if dim % stack:
         raise ValueError(f"stack ({stack}) must divide the width of the frames ({dim})")
     generator = torch.Generator("cpu").manual_seed(seed)

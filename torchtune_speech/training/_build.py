@@ -18,8 +18,8 @@ from torchtune_speech.errors import InputError
 from torchtune_speech.models import (
     ProjectorWithTable,
     SpeechLLM,
+    check_hf_settings,
     check_quantize,
-    check_rotary_base,
     check_shapes,
     is_quantized,
     load_embedding_table,
@@ -27,6 +27,7 @@ from torchtune_speech.models import (
     quantize_frozen,
     quantize_weight,
     read_adapter_config,
+    read_hf_config,
 )
 from torchtune_speech.training._checkpoint import (
     find_adapter,
@@ -132,9 +133,13 @@ def build_speech_llm(
     trained |= _trained_lora(built, adapter_checkpoint, llm_dir)
     weights = load_hf_weights(llm_dir)
     check_shapes(built, weights, llm_dir)
-    check_rotary_base(built, llm_dir)
+    check_hf_settings(built, llm_dir)
     weights = weights | initial | initial_lora(built, seed) | trained
     missing = set(built.state_dict()) - set(weights)
+    if missing == {"decoder.output.weight"} and read_hf_config(llm_dir).get("tie_word_embeddings"):
+        raise InputError(
+            f"{llm_dir}: its output layer is its embedding table; set model.tie_embeddings=true"
+        )
     if missing:
         raise InputError(
             f"{llm_dir}: {len(missing)} weights are missing, among them {sorted(missing)[0]}; "
