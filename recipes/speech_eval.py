@@ -40,6 +40,7 @@ from torchtune_speech.evaluation import (
     add_bertscore,
     add_comet,
     add_judge,
+    check_source_texts,
     format_table,
     mcif_rows,
     mcif_scores,
@@ -224,6 +225,8 @@ class SpeechEvalRecipe:
         ):
             if cfg.get(key) and not those:
                 self.log.warning(f"{key}: there are no {what} to score")
+        if cfg.get("comet") or cfg.get("comet_free"):
+            check_source_texts(translations)  # before a judge is asked for hours
         signatures: dict[str, Any] = {}
         steps: list[Callable[[], dict[str, Any]]] = []
         if answers and self.judge:  # first: it is the one that may be refused

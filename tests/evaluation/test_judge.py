@@ -93,8 +93,8 @@ def test_the_judge_reads_options_as_their_text():
     ask = scripted(["yes", "no"])
     choices = ["in April", "in May"]
     rows = [
-        row(question="When?", choices=choices, target="B", prediction="in May"),
-        row(question="When?", choices=choices, target="in May", prediction="(a)"),
+        row(question="When?", target="B", prediction="in May") | {"choices": choices},
+        row(question="When?", target="in May", prediction="(a)") | {"choices": choices},
     ]
     add_judge(rows, ask, "model", "sqa_v1")
     (asked,) = ask.asked

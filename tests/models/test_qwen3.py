@@ -123,7 +123,7 @@ def test_shape_is_read_from_old_and_new_configs(llm_dir, tmp_path):
     ("change", "says"),
     [
         ({"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'"),
-        ({"attention_bias": True}, "attention_bias is not supported"),
+        ({"attention_bias": True}, "attention_bias is True, which torchtune's decoder cannot"),
         ({"use_sliding_window": True}, "use_sliding_window is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', which torchtune's decoder cannot express"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "rotary scaling 'yarn'"),
@@ -172,7 +172,8 @@ def test_another_rotary_base_than_the_folders_is_refused(llm_dir, tmp_path, mode
     ],
 )
 def test_settings_that_no_shape_shows_are_compared(tmp_path, change, says):
-    config = {"model_type": "llama", "rms_norm_eps": 1e-5} | change
+    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0}
+    config = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_parameters": rope} | change
     (tmp_path / "config.json").write_text(json.dumps(config))
     shape = dict(num_layers=1, num_heads=2, num_kv_heads=2, embed_dim=8, max_seq_len=8)
     llama = speech_llama3_1(vocab_size=9, rope_base=500_000, **shape)

@@ -9,6 +9,7 @@ from torchtune_speech.evaluation._given import (
     add_bertscore,
     add_comet,
     add_judge,
+    check_source_texts,
 )
 from torchtune_speech.evaluation._html import write_html
 from torchtune_speech.evaluation._judge import Ask, Verdict, judge, parse_verdict
@@ -68,6 +69,7 @@ __all__ = [
     "bertscore",
     "bleu_chrf",
     "bleu_tokenizer",
+    "check_source_texts",
     "comet",
     "compare",
     "contains_answer",

@@ -54,6 +54,23 @@ def answer_texts(row: Mapping[str, Any]) -> tuple[str, str]:
 _TEXTS = ("target", "prediction")
 
 
+def check_source_texts(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse translations that COMET cannot score.
+
+    Args:
+        rows: translations.
+
+    Raises:
+        InputError: naming the first without ``source_text``.
+    """
+    for row in rows:
+        if row.get("source_text") is None:
+            raise InputError(
+                f"comet: sample {row['id']!r} has no source_text, which COMET reads; add it to the "
+                "manifest and give that as manifest=PATH"
+            )
+
+
 def add_comet(
     rows: Sequence[Row], model: str, *, free: bool = False, **options: Any
 ) -> dict[str, str]:
@@ -71,12 +88,7 @@ def add_comet(
     Raises:
         InputError: if a row has no source text, or the model cannot be run.
     """
-    for row in rows:
-        if row.get("source_text") is None:
-            raise InputError(
-                f"comet: sample {row['id']!r} has no source_text, which COMET reads; add it to the "
-                "manifest and give that as manifest=PATH"
-            )
+    check_source_texts(rows)
     references = None if free else [row["target"] for row in rows]
     found = comet(
         [row["source_text"] for row in rows],

@@ -45,7 +45,8 @@ def ask_endpoint(
         timeout_s: longest wait for one reply.
         retries: how often a request is sent again.
         num_threads: requests on their way at once.
-        max_new_tokens: longest reply; more for a model that thinks aloud before it replies.
+        max_new_tokens: longest reply; more, a thousand say, for a model that thinks before it
+            replies: what stands in ``<think>...</think>`` is passed over.
 
     Returns:
         Conversations to replies, at temperature 0.
