@@ -221,8 +221,10 @@ def test_an_evaluation_that_fails_loses_no_step(stages, run, monkeypatch, recipe
         broken.setattr(training, "evaluate", fail)
         run(*words)
     assert read_json(out / "step_6" / "stage.json")["evaluation_due"]
+    (out / "step_6" / ".stage.0123abcd.partial.json").touch()  # killed while it told of it
     assert run(*words, "resume=true") == 0
     assert evaluations(out) == evaluations(stages / name)
+    assert not list((out / "step_6").glob(".stage*"))
     assert not read_json(out / "step_6" / "stage.json")["evaluation_due"]
     assert near_weights(stages / name / "step_6", out / "step_6", atol=0)
 

@@ -215,6 +215,8 @@ def save_evaluation(
     process.barrier()  # all have read that it was due
     file = Path(output_dir) / f"step_{step}" / "stage.json"
     if process.is_main and file.is_file():
+        for stale in file.parent.glob(".stage.*.partial.json"):  # of a run that was killed here
+            stale.unlink()
         write_json(file, read_json(file) | {"metrics": metrics, "evaluation_due": False})
 
 
