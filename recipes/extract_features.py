@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from torchtune_speech import config
 from torchtune_speech.data import AudioCut, BadRow, Sample, load_manifest, resolve_audio
+from torchtune_speech.datasets import check_speeds
 from torchtune_speech.encoders import Encoder, audio_seconds, load_audio
 from torchtune_speech.errors import InputError
 from torchtune_speech.features import (
@@ -109,8 +110,7 @@ class ExtractFeaturesRecipe:
         self.read_timeout_s = _number(cfg, "read_timeout_s", 120.0, 0.01)
         self.shard_mb = _number(cfg, "shard_mb", 512.0, 0.001)
         speeds = cfg.get("speeds") or [1.0]
-        if not isinstance(speeds, ListConfig | list) or not all(0.25 <= s <= 4 for s in speeds):
-            raise InputError(f"speeds: {speeds!r}; give a list of factors from 0.25 to 4")
+        check_speeds(speeds, "speeds")
         self.speeds = [float(s) for s in speeds]
         self.dtype = DTYPES[_choice(cfg, "dtype", "bf16", DTYPES)]
         self.on_bad_sample = _choice(cfg, "on_bad_sample", "fail", ("fail", "skip"))

@@ -160,5 +160,6 @@ def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path, monkey
         raise OSError(errno.EBADF, "Bad file descriptor")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with lock_folder(tmp_path):
-        pass
+    with lock_folder(tmp_path / "A"):
+        (tmp_path / "A" / "file").touch()
+    assert [p.name for p in (tmp_path / "A").iterdir()] == ["file"]

@@ -220,18 +220,19 @@ def _unanswerable(
     return unanswerable_samples(samples, prompts, **settings)
 
 
-def check_speeds(speeds: Any) -> None:
+def check_speeds(speeds: Any, key: str = "dataset.speeds") -> None:
     """Refuse what is no list of speeds.
 
     Args:
         speeds: see :func:`at_speeds`.
+        key: where it stands in the config.
 
     Raises:
         InputError: saying what to give.
     """
     is_list = isinstance(speeds, Sequence) and not isinstance(speeds, str) and len(speeds) > 0
-    if not is_list or not all(isinstance(s, (int, float)) and s > 0 for s in speeds):
-        raise InputError(f"dataset.speeds: {speeds!r}; give a list of factors, as [0.9, 1.0, 1.1]")
+    if not is_list or not all(isinstance(s, (int, float)) and 0.25 <= s <= 4 for s in speeds):
+        raise InputError(f"{key}: {speeds!r}; give a list of factors from 0.25 to 4")
 
 
 def at_speeds(sample: Sample, speeds: Sequence[float]) -> list[Sample]:

@@ -88,7 +88,8 @@ def ask_local(
             template with a system turn.
         device: where it runs.
         batch_size: conversations decoded together.
-        max_new_tokens: longest reply; more for a model that thinks aloud before it replies.
+        max_new_tokens: longest reply; more, a thousand say, for a model that thinks before it
+            replies: what stands in ``<think>...</think>`` is passed over.
 
     Returns:
         Conversations to replies, decoded greedily.

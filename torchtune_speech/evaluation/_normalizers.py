@@ -30,8 +30,8 @@ PUNCTUATION = regex.compile(
 _ADDED_TO_WHISPER = (r"\bkinda\b", r"\bsorta\b", r"\bdunno\b", r"\bcause\b")
 
 
-# Codes of three letters (ISO 639-3, as in FLORES and FLEURS) of the languages that something here
-# goes by; yue is told apart from zh by nothing but its name.
+# Codes of three letters (ISO 639, as in FLORES and FLEURS) of the languages that something here
+# goes by. Cantonese is scored as Chinese is.
 _SHORT = {"cmn": "zh", "zho": "zh", "yue": "zh", "jpn": "ja", "kor": "ko", "tha": "th"}
 _SHORT |= {"eng": "en", "deu": "de", "ger": "de", "ita": "it", "fra": "fr", "fre": "fr"}
 _SHORT |= {"spa": "es", "por": "pt", "nld": "nl", "rus": "ru", "ukr": "uk", "pol": "pl"}
