@@ -5,7 +5,6 @@ once, however many rows refer to it. A run that was interrupted continues where 
 run with further manifests adds to the store.
 """
 
-import contextlib
 import dataclasses
 import os
 import sys
@@ -36,9 +35,9 @@ from torchtune_speech.features import (
     finalize_store,
     stored_seconds,
 )
-from torchtune_speech.files import lock_folder, write_jsonl
+from torchtune_speech.files import write_jsonl
 from torchtune_speech.threads import TimedTask, TimedThreads
-from torchtune_speech.training import find_device, join_processes
+from torchtune_speech.training import find_device, join_processes, only_run
 
 KEYS = {
     "data_dir": "folder that other keys may refer to",
@@ -184,8 +183,7 @@ class ExtractFeaturesRecipe:
         if self.dry_run:
             self._print_plan()
             return
-        # The first process has the lock for all of this run's.
-        with lock_folder(self.output_dir) if self.rank == 0 else contextlib.nullcontext():
+        with only_run(self.output_dir, self.rank == 0):
             self._extract()
 
     def _extract(self) -> None:

@@ -329,7 +329,7 @@ def recipe_main(cfg: DictConfig) -> None:
         training.dry_run(cfg, TRAINED)
         return
     recipe = ProjectorRecipe(cfg)
-    with training.only_run(cfg.output_dir, recipe.process):
+    with training.only_run(cfg.output_dir, recipe.process.is_main):
         recipe.setup()
         stopped = recipe.train()
     training.end_process(stopped)

@@ -369,7 +369,7 @@ class SpeechEvalRecipe:
 
 def _fits(row: Row, sample: Sample) -> bool:
     """Whether a manifest row has the reference of a prediction, or of its text twin."""
-    task = row.get("task", sample.task)
+    task = row.get("task") or sample.task
     return TEXT_TWIN_TASKS.get(task, task) == TEXT_TWIN_TASKS.get(sample.task, sample.task)
 
 

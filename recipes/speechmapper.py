@@ -291,7 +291,7 @@ def recipe_main(cfg: DictConfig) -> None:
         training.embeddings_dry_run(cfg)
         return
     recipe = SpeechMapperRecipe(cfg)
-    with training.only_run(cfg.output_dir, recipe.process):
+    with training.only_run(cfg.output_dir, recipe.process.is_main):
         recipe.setup()
         stopped = recipe.train()
     training.end_process(stopped)

@@ -103,6 +103,8 @@ def test_some_rows_only(talks, capsys):
     words = ["segment", str(talks / "talks.jsonl"), str(out), "--window", "10"]
     assert main([*words, "--where", "task=sqa"]) == 0
     assert [row["id"] for row in read_jsonl(out)] == ["q"]
+    assert main([*words, "--where", "task=sqa", "--where", "task=asr"]) == 0
+    assert {row["task"] for row in read_jsonl(out)} == {"sqa", "asr"}
     with pytest.raises(SystemExit):
         main([*words, "--where", "task"])
     assert "COLUMN=VALUE" in capsys.readouterr().err

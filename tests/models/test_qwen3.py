@@ -124,7 +124,7 @@ def test_shape_is_read_from_old_and_new_configs(llm_dir, tmp_path):
     [
         ({"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'"),
         ({"attention_bias": True}, "attention_bias is True, which torchtune's decoder cannot"),
-        ({"use_sliding_window": True}, "use_sliding_window is not supported"),
+        ({"use_sliding_window": True}, "use_sliding_window is True, which torchtune's"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', which torchtune's decoder cannot express"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "rotary scaling 'yarn'"),
     ],

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from safetensors.torch import save_file
 from tiny_world import FRAME_DIM, make_data, make_llm, write_config
 
 from torchtune_speech.features import FeatureWriter, finalize_store
@@ -661,6 +662,27 @@ def encoder_of_another_width(world, tmp):
 @case("speech_generate", "A against this run's feature store: fingerprint does not fit: encoder")
 def encoder_of_another_kind(world, tmp):
     return filter_bank_projector(tmp, wav(tmp))
+
+
+simple(
+    "speech_generate",
+    "instruction_for_data",
+    ["instruction=Listen."],
+    "instruction: goes with audio=..., which is null; set it to null",
+)
+
+
+@case("speech_generate", "limit: goes with dataset=..., which is null; set it to null")
+def limit_for_audio(world, tmp):
+    return [*filter_bank_projector(tmp, wav(tmp)), "limit=1"]
+
+
+@case("lora_finetune_text", "adapter_config.json: not valid JSON", "copy or download it again")
+def damaged_adapter(world, tmp):
+    (tmp / "adapter").mkdir()
+    (tmp / "adapter" / "adapter_config.json").write_text('{"r": 8,')
+    save_file({}, tmp / "adapter" / "adapter_model.safetensors")
+    return [f"adapter_checkpoint={tmp / 'adapter'}"]
 
 
 @case("speech_generate", "projector: null, but the data has audio; name its builder")

@@ -1,8 +1,5 @@
 """Parts of torchtune's decoder that give the same for less work."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
@@ -15,32 +12,9 @@ from torchtune.modules import (
 )
 from torchtune.modules.peft import LoRALinear
 
-from torchtune_speech.errors import InputError
 from torchtune_speech.models._attention_mask import SampleAttention
 from torchtune_speech.models._quantize import is_quantized
 from torchtune_speech.modules import Packing, lora_linear, rms_norm, rotate_pairs, swiglu
-
-
-def check_lora_modules(names: Any) -> None:
-    """Refuse names of projections that torchtune would pass over.
-
-    Args:
-        names: what is to get LoRA.
-
-    Raises:
-        InputError: naming the first that is none.
-    """
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        raise InputError(
-            f"model.lora_attn_modules: {names!r}; give a list of {', '.join(_PROJECTIONS)}"
-        )
-    for name in names:
-        if name not in _PROJECTIONS:
-            hint = "output_proj" if name == "o_proj" else ", ".join(_PROJECTIONS)
-            raise InputError(f"model.lora_attn_modules: {name!r} is unknown; use {hint}")
-
-
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "output_proj")
 
 
 def replace_parts(decoder: TransformerDecoder) -> None:

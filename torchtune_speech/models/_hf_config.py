@@ -94,7 +94,7 @@ def family_of(config: Mapping[str, Any], path: str | Path = "the LLM's folder") 
 
 
 def check_plain_layers(config: Mapping[str, Any], where: str) -> None:
-    """Refuse biases and activations that torchtune's decoders do not have.
+    """Refuse biases, activations and windows that torchtune's decoders do not have.
 
     Args:
         config: the parsed ``config.json``.
@@ -103,7 +103,12 @@ def check_plain_layers(config: Mapping[str, Any], where: str) -> None:
     Raises:
         InputError: naming the setting.
     """
-    for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+    for key, plain in (
+        ("attention_bias", False),
+        ("mlp_bias", False),
+        ("use_sliding_window", False),
+        ("hidden_act", "silu"),
+    ):
         if config.get(key) not in (None, plain):
             raise InputError(
                 f"{where}: {key} is {config[key]!r}, which torchtune's decoder cannot express; use "

@@ -10,11 +10,9 @@ from torchtune.models import llama3_2
 from torchtune.modules.peft import LORA_ATTN_MODULES
 
 from torchtune_speech.errors import InputError
-from torchtune_speech.models._decoder_parts import check_lora_modules
 from torchtune_speech.models._hf_config import check_plain_layers, read_hf_config, rope_settings
+from torchtune_speech.models._lora_modules import ALL_ATTN_MODULES, check_lora_modules
 from torchtune_speech.models._speech_llm import SpeechLLM
-
-ALL_ATTN_MODULES: tuple[LORA_ATTN_MODULES, ...] = ("q_proj", "k_proj", "v_proj", "output_proj")
 
 # The shape of Llama-3.1-8B, https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct (config.json).
 LLAMA3_1_8B: dict[str, Any] = {

@@ -8,13 +8,12 @@ from torch import nn
 from torchtune.modules.peft import LORA_ATTN_MODULES
 
 from torchtune_speech.errors import InputError
-from torchtune_speech.models._decoder_parts import check_lora_modules
 from torchtune_speech.models._hf_config import (
     check_plain_layers,
     read_hf_config,
     rope_settings,
 )
-from torchtune_speech.models._llama3_1 import ALL_ATTN_MODULES
+from torchtune_speech.models._lora_modules import ALL_ATTN_MODULES, check_lora_modules
 from torchtune_speech.models._qwen3_decoder import QWEN3_4B, lora_qwen3, qwen3
 from torchtune_speech.models._speech_llm import SpeechLLM
 
@@ -220,10 +219,11 @@ def qwen3_shape_from_hf(path: str | Path) -> dict[str, Any]:
         )
     check_plain_layers(config, where)
     rope = rope_settings(config)
-    odd = [k for k in ("use_sliding_window",) if config.get(k)]
-    odd += [f"rotary scaling {rope['rope_type']!r}"] if rope["rope_type"] != "default" else []
-    if odd:
-        raise InputError(f"{where}: {', '.join(odd)} is not supported; use a plain Qwen3 model")
+    if rope["rope_type"] != "default":
+        raise InputError(
+            f"{where}: rotary scaling {rope['rope_type']!r} is not supported; use a plain Qwen3 "
+            "model"
+        )
     heads = config["num_attention_heads"]
     return {
         "vocab_size": config["vocab_size"],

@@ -129,17 +129,17 @@ def start_process(device: str, *, timeout: timedelta | None = None) -> Process:
     return Process(here, rank, world_size)
 
 
-def only_run(output_dir: str | Path, process: Process) -> contextlib.AbstractContextManager[None]:
+def only_run(output_dir: str | Path, is_main: bool) -> contextlib.AbstractContextManager[None]:
     """Keep other runs out of a folder; the first process has the lock for all of this run's.
 
     Args:
         output_dir: folder of the run.
-        process: this process.
+        is_main: whether this is the first process.
 
     Returns:
         What :func:`lock_folder` gives, or nothing.
     """
-    return lock_folder(output_dir) if process.is_main else contextlib.nullcontext()
+    return lock_folder(output_dir) if is_main else contextlib.nullcontext()
 
 
 def compute_dtype(
